@@ -82,10 +82,12 @@ static inline uint64_t mn_csum_tail(uint8_t *dst, const uint8_t *p, uint32_t len
         p += 2;
     }
     if (len & 1) {
+        uint8_t v = *p;
+
         if (dst != NULL) {
-            *dst = *p;
+            *dst = v;
         }
-        sum = mn_csum_add64(sum, MN_LITTLE_ENDIAN ? *p : (uint64_t)*p << 8);
+        sum = mn_csum_add64(sum, MN_LITTLE_ENDIAN ? v : (uint64_t)v << 8);
     }
     return sum;
 }
