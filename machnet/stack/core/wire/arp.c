@@ -7,11 +7,13 @@
 
 static_assert(MN_ARP_LEN == 8 + 2 * (MN_ETH_ALEN + sizeof(uint32_t)), "ARP for IPv4 over Ethernet");
 
-static bool is_zero_mac(const uint8_t mac[MN_ETH_ALEN]) {
+static bool is_zero_mac(const uint8_t mac[MN_ETH_ALEN])
+{
     return mn_rd32be(mac) == 0 && mn_rd16be(mac + 4) == 0;
 }
 
-int mn_arp_parse(const uint8_t *p, uint32_t len, struct mn_arp *out) {
+int mn_arp_parse(const uint8_t *p, uint32_t len, struct mn_arp *out)
+{
     if (len < MN_ARP_LEN) {
         return MN_WIRE_TRUNCATED;
     }
@@ -38,7 +40,8 @@ int mn_arp_parse(const uint8_t *p, uint32_t len, struct mn_arp *out) {
     return 0;
 }
 
-uint32_t mn_arp_emit(uint8_t *p, const struct mn_arp *arp) {
+uint32_t mn_arp_emit(uint8_t *p, const struct mn_arp *arp)
+{
     mn_wr16be(p, ARP_HTYPE_ETHERNET);
     mn_wr16be(p + 2, MN_ETHERTYPE_IPV4);
     p[4] = MN_ETH_ALEN;

@@ -10,7 +10,7 @@
 #define MN_ARP_LEN 28u
 
 #define MN_ARP_REQUEST 1u
-#define MN_ARP_REPLY 2u
+#define MN_ARP_REPLY   2u
 
 /* Both the view and what mn_arp_emit writes; it has no payload. */
 struct mn_arp {

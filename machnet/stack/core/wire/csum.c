@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* The long checksums, as sums over 64-bit lanes.
  *
- * Each lane keeps two totals: of the 64-bit words modulo 2^64, and of their upper halves, which never
- * overflows. The lower halves' total follows from them, so a word costs two additions and a shift
- * and no carry is ever lost. */
+ * Each lane keeps two totals: of the 64-bit words modulo 2^64, and of their upper halves, which
+ * never overflows. The lower halves' total follows from them, so a word costs two additions and a
+ * shift and no carry is ever lost. */
 #include "csum.h"
 
 #if defined(__x86_64__)
@@ -13,12 +13,14 @@
 /* A vector of the compiler: SSE2 on x86-64, NEON on arm64, plain registers elsewhere. */
 typedef uint64_t lanes __attribute__((vector_size(16)));
 
-static inline uint64_t lane_total(uint64_t words, uint64_t upper) {
+static inline uint64_t lane_total(uint64_t words, uint64_t upper)
+{
     return mn_csum_add64(words - (upper << 32), upper);
 }
 
-static inline __attribute__((always_inline)) uint32_t
-sum_portable(uint8_t *dst, const uint8_t *p, uint32_t len, uint32_t sum) {
+static inline __attribute__((always_inline)) uint32_t sum_portable(uint8_t *dst, const uint8_t *p,
+                                                                   uint32_t len, uint32_t sum)
+{
     lanes words0 = {0, 0}, words1 = {0, 0}, upper0 = {0, 0}, upper1 = {0, 0};
     uint64_t total = sum;
 
@@ -45,11 +47,13 @@ sum_portable(uint8_t *dst, const uint8_t *p, uint32_t len, uint32_t sum) {
     return mn_csum_reduce64(mn_csum_tail(dst, p, len, total));
 }
 
-static uint32_t partial_portable(const uint8_t *p, uint32_t len, uint32_t sum) {
+static uint32_t partial_portable(const uint8_t *p, uint32_t len, uint32_t sum)
+{
     return sum_portable(NULL, p, len, sum);
 }
 
-static uint32_t copy_portable(uint8_t *dst, const uint8_t *src, uint32_t len, uint32_t sum) {
+static uint32_t copy_portable(uint8_t *dst, const uint8_t *src, uint32_t len, uint32_t sum)
+{
     return sum_portable(dst, src, len, sum);
 }
 
@@ -60,8 +64,9 @@ uint32_t (*mn_csum_copy_long)(uint8_t *, const uint8_t *, uint32_t, uint32_t) = 
 
 #define AVX2 __attribute__((target("avx2")))
 
-static inline AVX2 __attribute__((always_inline)) uint32_t
-sum_avx2(uint8_t *dst, const uint8_t *p, uint32_t len, uint32_t sum) {
+static inline AVX2 __attribute__((always_inline)) uint32_t sum_avx2(uint8_t *dst, const uint8_t *p,
+                                                                    uint32_t len, uint32_t sum)
+{
     __m256i words0 = _mm256_setzero_si256(), words1 = words0, upper0 = words0, upper1 = words0;
     uint64_t total = sum;
     uint64_t w[4], u[4];
@@ -89,17 +94,20 @@ sum_avx2(uint8_t *dst, const uint8_t *p, uint32_t len, uint32_t sum) {
     return mn_csum_reduce64(mn_csum_tail(dst, p, len, total));
 }
 
-static AVX2 uint32_t partial_avx2(const uint8_t *p, uint32_t len, uint32_t sum) {
+static AVX2 uint32_t partial_avx2(const uint8_t *p, uint32_t len, uint32_t sum)
+{
     return sum_avx2(NULL, p, len, sum);
 }
 
-static AVX2 uint32_t copy_avx2(uint8_t *dst, const uint8_t *src, uint32_t len, uint32_t sum) {
+static AVX2 uint32_t copy_avx2(uint8_t *dst, const uint8_t *src, uint32_t len, uint32_t sum)
+{
     return sum_avx2(dst, src, len, sum);
 }
 
 #endif
 
-void mn_csum_select(uint32_t features) {
+void mn_csum_select(uint32_t features)
+{
     mn_csum_partial_long = partial_portable;
     mn_csum_copy_long = copy_portable;
 #if defined(__x86_64__)

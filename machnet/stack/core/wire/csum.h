@@ -25,20 +25,23 @@ void mn_csum_select(uint32_t features);
 extern uint32_t (*mn_csum_partial_long)(const uint8_t *p, uint32_t len, uint32_t sum);
 extern uint32_t (*mn_csum_copy_long)(uint8_t *dst, const uint8_t *src, uint32_t len, uint32_t sum);
 
-static inline uint64_t mn_csum_add64(uint64_t a, uint64_t b) {
+static inline uint64_t mn_csum_add64(uint64_t a, uint64_t b)
+{
     uint64_t s = a + b;
 
     return s + (s < b);
 }
 
-static inline uint32_t mn_csum_add(uint32_t a, uint32_t b) {
+static inline uint32_t mn_csum_add(uint32_t a, uint32_t b)
+{
     uint32_t s = a + b;
 
     return s + (s < b);
 }
 
 /* 64 to 32 bits, congruent modulo 2^16 - 1, and zero only for zero. */
-static inline uint32_t mn_csum_reduce64(uint64_t s) {
+static inline uint32_t mn_csum_reduce64(uint64_t s)
+{
     s = (s & UINT32_MAX) + (s >> 32);
     s = (s & UINT32_MAX) + (s >> 32);
     return (uint32_t)s;
@@ -46,7 +49,8 @@ static inline uint32_t mn_csum_reduce64(uint64_t s) {
 
 /* Copies while it adds, or only adds when dst is NULL: the compiler removes the test, as dst is a
  * constant where it is NULL. */
-static inline uint64_t mn_csum_tail(uint8_t *dst, const uint8_t *p, uint32_t len, uint64_t sum) {
+static inline uint64_t mn_csum_tail(uint8_t *dst, const uint8_t *p, uint32_t len, uint64_t sum)
+{
     while (len >= 8) {
         uint64_t v;
 
@@ -92,7 +96,8 @@ static inline uint64_t mn_csum_tail(uint8_t *dst, const uint8_t *p, uint32_t len
     return sum;
 }
 
-static inline uint32_t mn_csum_partial(const uint8_t *p, uint32_t len, uint32_t sum) {
+static inline uint32_t mn_csum_partial(const uint8_t *p, uint32_t len, uint32_t sum)
+{
     if (len < MN_CSUM_INLINE_BYTES) {
         return mn_csum_reduce64(mn_csum_tail(NULL, p, len, sum));
     }
@@ -101,7 +106,8 @@ static inline uint32_t mn_csum_partial(const uint8_t *p, uint32_t len, uint32_t 
 
 /* Copies src to dst (they must not overlap) and adds what it copied, reading src once: the sum is
  * that of dst even while someone else writes to src. */
-static inline uint32_t mn_csum_copy(uint8_t *dst, const uint8_t *src, uint32_t len, uint32_t sum) {
+static inline uint32_t mn_csum_copy(uint8_t *dst, const uint8_t *src, uint32_t len, uint32_t sum)
+{
     if (len < MN_CSUM_INLINE_BYTES) {
         return mn_csum_reduce64(mn_csum_tail(dst, src, len, sum));
     }
@@ -110,26 +116,30 @@ static inline uint32_t mn_csum_copy(uint8_t *dst, const uint8_t *src, uint32_t l
 
 /* The sum of a piece as it counts at an odd offset (its bytes swap places in each word); twice is
  * once around. */
-static inline uint32_t mn_csum_shift(uint32_t sum) {
+static inline uint32_t mn_csum_shift(uint32_t sum)
+{
     return sum << 8 | sum >> 24;
 }
 
 /* 32 to 16 bits in host order, not complemented: what a checksum field holds before an offload
  * completes it. */
-static inline uint16_t mn_csum_fold_seed(uint32_t sum) {
+static inline uint16_t mn_csum_fold_seed(uint32_t sum)
+{
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
     return mn_be16((uint16_t)sum);
 }
 
 /* The checksum in host order. Over data that includes a right checksum it is 0. */
-static inline uint16_t mn_csum_fold(uint32_t sum) {
+static inline uint16_t mn_csum_fold(uint32_t sum)
+{
     return (uint16_t)~mn_csum_fold_seed(sum);
 }
 
 /* The pseudo header of UDP and TCP over IPv4; len is that of the header with its payload, in bytes.
  * */
-static inline uint32_t mn_csum_pseudo(uint32_t src, uint32_t dst, uint8_t proto, uint32_t len) {
+static inline uint32_t mn_csum_pseudo(uint32_t src, uint32_t dst, uint8_t proto, uint32_t len)
+{
     uint64_t s = (uint64_t)mn_be32(src) + mn_be32(dst);
 
     /* In memory both are 32-bit words here (zero, protocol / length): each is congruent to its
@@ -140,7 +150,8 @@ static inline uint32_t mn_csum_pseudo(uint32_t src, uint32_t dst, uint8_t proto,
 
 /* RFC 1624: the checksum (host order) after a 16-bit word at an even offset changed from `was` to
  * `now`. */
-static inline uint16_t mn_csum_update16(uint16_t csum, uint16_t was, uint16_t now) {
+static inline uint16_t mn_csum_update16(uint16_t csum, uint16_t was, uint16_t now)
+{
     uint32_t s = (uint32_t)(uint16_t)~csum + (uint16_t)~was + now;
 
     s = (s & 0xffff) + (s >> 16);
@@ -148,7 +159,8 @@ static inline uint16_t mn_csum_update16(uint16_t csum, uint16_t was, uint16_t no
     return (uint16_t)~s;
 }
 
-static inline uint16_t mn_csum_update32(uint16_t csum, uint32_t was, uint32_t now) {
+static inline uint16_t mn_csum_update32(uint16_t csum, uint32_t was, uint32_t now)
+{
     csum = mn_csum_update16(csum, (uint16_t)(was >> 16), (uint16_t)(now >> 16));
     return mn_csum_update16(csum, (uint16_t)was, (uint16_t)now);
 }

@@ -9,9 +9,9 @@
 #define MN_ETH_HLEN 14u
 #define MN_ETH_ALEN 6u
 
-#define MN_ETHERTYPE_MIN 0x0600u /* below it the field is an 802.3 length */
+#define MN_ETHERTYPE_MIN  0x0600u /* below it the field is an 802.3 length */
 #define MN_ETHERTYPE_IPV4 0x0800u
-#define MN_ETHERTYPE_ARP 0x0806u
+#define MN_ETHERTYPE_ARP  0x0806u
 #define MN_ETHERTYPE_VLAN 0x8100u
 #define MN_ETHERTYPE_IPV6 0x86ddu
 #define MN_ETHERTYPE_QINQ 0x88a8u
@@ -26,14 +26,16 @@ struct mn_eth {
 };
 
 /* Multicast or broadcast. */
-static inline bool mn_eth_is_group(const uint8_t mac[MN_ETH_ALEN]) {
+static inline bool mn_eth_is_group(const uint8_t mac[MN_ETH_ALEN])
+{
     return (mac[0] & 1) != 0;
 }
 
 bool mn_eth_is_broadcast(const uint8_t mac[MN_ETH_ALEN]);
 
 /* TRUNCATED; UNSUPPORTED for a VLAN tag or an 802.3 length. Any other type passes, known or not. */
-static inline int mn_eth_parse(const uint8_t *p, uint32_t len, struct mn_eth *out) {
+static inline int mn_eth_parse(const uint8_t *p, uint32_t len, struct mn_eth *out)
+{
     if (MN_UNLIKELY(len < MN_ETH_HLEN)) {
         return MN_WIRE_TRUNCATED;
     }
@@ -52,7 +54,8 @@ static inline int mn_eth_parse(const uint8_t *p, uint32_t len, struct mn_eth *ou
 
 /* Writes MN_ETH_HLEN bytes. */
 static inline uint32_t mn_eth_emit(uint8_t *p, const uint8_t dst[MN_ETH_ALEN],
-                                   const uint8_t src[MN_ETH_ALEN], uint16_t type) {
+                                   const uint8_t src[MN_ETH_ALEN], uint16_t type)
+{
     memcpy(p, dst, MN_ETH_ALEN);
     memcpy(p + 6, src, MN_ETH_ALEN);
     mn_wr16be(p + 12, type);

@@ -8,7 +8,8 @@ static_assert(MN_ICMP_HLEN == 2 * sizeof(uint32_t), "type, code, checksum and on
 static_assert(MN_ICMP_ERROR_LEN_MAX == MN_ICMP_HLEN + MN_IPV4_HLEN_MAX + MN_ICMP_QUOTE_L4_LEN,
               "an error quotes one IP header and 8 bytes");
 
-int mn_icmp_parse(const uint8_t *p, uint32_t len, struct mn_icmp *out) {
+int mn_icmp_parse(const uint8_t *p, uint32_t len, struct mn_icmp *out)
+{
     if (len < MN_ICMP_HLEN) {
         return MN_WIRE_TRUNCATED;
     }
@@ -25,7 +26,8 @@ int mn_icmp_parse(const uint8_t *p, uint32_t len, struct mn_icmp *out) {
     return 0;
 }
 
-int mn_icmp_quote_parse(const uint8_t *p, uint32_t len, struct mn_icmp_quote *out) {
+int mn_icmp_quote_parse(const uint8_t *p, uint32_t len, struct mn_icmp_quote *out)
+{
     uint32_t hdr_len;
 
     if (len < MN_IPV4_HLEN) {
@@ -66,7 +68,8 @@ int mn_icmp_quote_parse(const uint8_t *p, uint32_t len, struct mn_icmp_quote *ou
     return 0;
 }
 
-uint32_t mn_icmp_emit(uint8_t *p, const struct mn_icmp *icmp) {
+uint32_t mn_icmp_emit(uint8_t *p, const struct mn_icmp *icmp)
+{
     uint32_t sum;
 
     p[0] = icmp->type;
@@ -79,7 +82,8 @@ uint32_t mn_icmp_emit(uint8_t *p, const struct mn_icmp *icmp) {
     return MN_ICMP_HLEN + icmp->payload_len;
 }
 
-uint32_t mn_icmp_emit_echo_reply(uint8_t *p, const struct mn_icmp *request) {
+uint32_t mn_icmp_emit_echo_reply(uint8_t *p, const struct mn_icmp *request)
+{
     struct mn_icmp reply = *request;
 
     reply.type = MN_ICMP_ECHO_REPLY;
@@ -88,7 +92,8 @@ uint32_t mn_icmp_emit_echo_reply(uint8_t *p, const struct mn_icmp *request) {
 }
 
 uint32_t mn_icmp_emit_unreachable(uint8_t *p, uint8_t code, uint16_t mtu, const uint8_t *ip,
-                                  uint32_t ip_len) {
+                                  uint32_t ip_len)
+{
     uint32_t hdr_len = (ip[0] & 15u) * 4u;
     struct mn_icmp error = {
         .type = MN_ICMP_UNREACHABLE,

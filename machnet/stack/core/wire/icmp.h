@@ -8,19 +8,19 @@
 
 #define MN_ICMP_HLEN 8u
 
-#define MN_ICMP_ECHO_REPLY 0u
-#define MN_ICMP_UNREACHABLE 3u
-#define MN_ICMP_SOURCE_QUENCH 4u
-#define MN_ICMP_ECHO_REQUEST 8u
-#define MN_ICMP_TIME_EXCEEDED 11u
+#define MN_ICMP_ECHO_REPLY        0u
+#define MN_ICMP_UNREACHABLE       3u
+#define MN_ICMP_SOURCE_QUENCH     4u
+#define MN_ICMP_ECHO_REQUEST      8u
+#define MN_ICMP_TIME_EXCEEDED     11u
 #define MN_ICMP_PARAMETER_PROBLEM 12u
 
 /* Codes of MN_ICMP_UNREACHABLE. */
-#define MN_ICMP_NET_UNREACHABLE 0u
-#define MN_ICMP_HOST_UNREACHABLE 1u
+#define MN_ICMP_NET_UNREACHABLE   0u
+#define MN_ICMP_HOST_UNREACHABLE  1u
 #define MN_ICMP_PROTO_UNREACHABLE 2u
-#define MN_ICMP_PORT_UNREACHABLE 3u
-#define MN_ICMP_FRAG_NEEDED 4u
+#define MN_ICMP_PORT_UNREACHABLE  3u
+#define MN_ICMP_FRAG_NEEDED       4u
 
 /* Bytes behind the quoted IP header that an error carries; enough for the ports and the TCP
  * sequence number. */
@@ -57,7 +57,8 @@ struct mn_icmp_quote {
 int mn_icmp_parse(const uint8_t *p, uint32_t len, struct mn_icmp *out);
 
 /* An error quotes a packet that this host sent; query types do not. */
-static inline bool mn_icmp_is_error(uint8_t type) {
+static inline bool mn_icmp_is_error(uint8_t type)
+{
     return (type >= 3 && type <= 5) || type == MN_ICMP_TIME_EXCEEDED ||
            type == MN_ICMP_PARAMETER_PROBLEM;
 }

@@ -8,17 +8,17 @@
 #include "csum.h"
 #include "err.h"
 
-#define MN_IPV4_HLEN 20u /* without options */
+#define MN_IPV4_HLEN     20u /* without options */
 #define MN_IPV4_HLEN_MAX 60u
-#define MN_IPV4_LEN_MAX 65535u
+#define MN_IPV4_LEN_MAX  65535u
 #define MN_IPV4_CSUM_OFF 10u
 
 #define MN_IPPROTO_ICMP 1u
-#define MN_IPPROTO_TCP 6u
-#define MN_IPPROTO_UDP 17u
+#define MN_IPPROTO_TCP  6u
+#define MN_IPPROTO_UDP  17u
 
-#define MN_IPV4_DF 0x4000u
-#define MN_IPV4_MF 0x2000u
+#define MN_IPV4_DF          0x4000u
+#define MN_IPV4_MF          0x2000u
 #define MN_IPV4_OFFSET_MASK 0x1fffu
 
 #define MN_IP_ECN_MASK 3u /* of tos */
@@ -52,30 +52,36 @@ struct mn_ipv4_repr {
     bool df;
 };
 
-static inline bool mn_ip_is_multicast(uint32_t ip) {
+static inline bool mn_ip_is_multicast(uint32_t ip)
+{
     return ip >> 28 == 0xe;
 }
 
-static inline bool mn_ip_is_loopback(uint32_t ip) {
+static inline bool mn_ip_is_loopback(uint32_t ip)
+{
     return ip >> 24 == 127;
 }
 
-static inline bool mn_ip_is_unspecified(uint32_t ip) {
+static inline bool mn_ip_is_unspecified(uint32_t ip)
+{
     return ip == 0;
 }
 
-static inline bool mn_ip_is_limited_broadcast(uint32_t ip) {
+static inline bool mn_ip_is_limited_broadcast(uint32_t ip)
+{
     return ip == UINT32_MAX;
 }
 
 /* No host may send from it over a link (RFC 1122, 3.2.1.3): network 0, loopback, multicast,
  * 255.255.255.255. A subnet's own broadcast address is for the caller, who knows the prefix. */
-static inline bool mn_ip_is_martian_source(uint32_t ip) {
+static inline bool mn_ip_is_martian_source(uint32_t ip)
+{
     return ip >> 24 == 0 || mn_ip_is_loopback(ip) || mn_ip_is_multicast(ip) ||
            mn_ip_is_limited_broadcast(ip);
 }
 
-static inline bool mn_ipv4_csum_ok(const uint8_t *p, uint32_t hdr_len) {
+static inline bool mn_ipv4_csum_ok(const uint8_t *p, uint32_t hdr_len)
+{
     uint32_t w[5];
     uint64_t sum;
     uint32_t at;
@@ -91,7 +97,8 @@ static inline bool mn_ipv4_csum_ok(const uint8_t *p, uint32_t hdr_len) {
 
 /* Verifies lengths and the header checksum. Options are located, not read. Refuses TRUNCATED,
  * BAD_VERSION, BAD_LENGTH, BAD_CSUM, FRAGMENT (first ones too) and BAD_ADDR (a martian source). */
-static inline int mn_ipv4_parse(const uint8_t *p, uint32_t len, struct mn_ipv4 *out) {
+static inline int mn_ipv4_parse(const uint8_t *p, uint32_t len, struct mn_ipv4 *out)
+{
     uint32_t hdr_len, total_len;
 
     if (MN_UNLIKELY(len < MN_IPV4_HLEN)) {
@@ -136,7 +143,8 @@ static inline int mn_ipv4_parse(const uint8_t *p, uint32_t len, struct mn_ipv4 *
 }
 
 /* Writes MN_IPV4_HLEN bytes, the checksum included. */
-static inline uint32_t mn_ipv4_emit(uint8_t *p, const struct mn_ipv4_repr *r) {
+static inline uint32_t mn_ipv4_emit(uint8_t *p, const struct mn_ipv4_repr *r)
+{
     uint32_t total_len = MN_IPV4_HLEN + r->payload_len;
     uint32_t w0, w1, w2;
 

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 #include "tcp_opts.h"
 
-#define MSS_LEN 4u
-#define WSCALE_LEN 3u
+#define MSS_LEN            4u
+#define WSCALE_LEN         3u
 #define SACK_PERMITTED_LEN 2u
-#define TS_LEN 10u
-#define SACK_BLOCK_LEN 8u
+#define TS_LEN             10u
+#define SACK_BLOCK_LEN     8u
 
 static_assert(sizeof(struct mn_sack_block) == SACK_BLOCK_LEN, "as long as on the wire");
 static_assert(4 + SACK_BLOCK_LEN * MN_TCP_SACK_MAX <= MN_TCP_OPTS_LEN_MAX, "four blocks fit alone");
 static_assert(MN_TCP_OPTS_TS_LEN + 4 + SACK_BLOCK_LEN * 3 == MN_TCP_OPTS_LEN_MAX,
               "three blocks fit beside timestamps");
 
-static void take_sack(const uint8_t *p, uint32_t len, struct mn_tcp_opts *out) {
+static void take_sack(const uint8_t *p, uint32_t len, struct mn_tcp_opts *out)
+{
     uint32_t n = (len - 2) / SACK_BLOCK_LEN;
 
     if (out->n_sack != 0) {
@@ -26,7 +27,8 @@ static void take_sack(const uint8_t *p, uint32_t len, struct mn_tcp_opts *out) {
 }
 
 /* One option of len bytes at p, its kind and length included; false if it is none of ours. */
-static bool take_option(const uint8_t *p, uint32_t len, struct mn_tcp_opts *out) {
+static bool take_option(const uint8_t *p, uint32_t len, struct mn_tcp_opts *out)
+{
     if (p[0] == MN_TCPOPT_MSS && len == MSS_LEN) {
         if (!out->has_mss) {
             out->has_mss = true;
@@ -54,7 +56,8 @@ static bool take_option(const uint8_t *p, uint32_t len, struct mn_tcp_opts *out)
     return true;
 }
 
-int mn_tcp_opts_parse_any(const uint8_t *opts, uint32_t len, struct mn_tcp_opts *out) {
+int mn_tcp_opts_parse_any(const uint8_t *opts, uint32_t len, struct mn_tcp_opts *out)
+{
     uint32_t at = 0;
 
     memset(out, 0, sizeof(*out));
@@ -81,7 +84,8 @@ int mn_tcp_opts_parse_any(const uint8_t *opts, uint32_t len, struct mn_tcp_opts 
     return 0;
 }
 
-static uint32_t emit_ts(uint8_t *p, const struct mn_tcp_opts *opts) {
+static uint32_t emit_ts(uint8_t *p, const struct mn_tcp_opts *opts)
+{
     mn_wr32be(p, opts->sack_permitted ? 0x04020000u | (MN_TCPOPT_TS_WORD & 0xffff)
                                       : MN_TCPOPT_TS_WORD);
     mn_wr32be(p + 4, opts->tsval);
@@ -89,7 +93,8 @@ static uint32_t emit_ts(uint8_t *p, const struct mn_tcp_opts *opts) {
     return MN_TCP_OPTS_TS_LEN;
 }
 
-uint32_t mn_tcp_opts_emit_any(uint8_t *p, const struct mn_tcp_opts *opts) {
+uint32_t mn_tcp_opts_emit_any(uint8_t *p, const struct mn_tcp_opts *opts)
+{
     uint32_t at = 0;
     uint32_t n;
 

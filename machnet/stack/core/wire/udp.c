@@ -5,7 +5,8 @@
 
 static_assert(MN_UDP_HLEN == 4 * sizeof(uint16_t), "ports, length and checksum");
 
-int mn_udp_parse(const uint8_t *p, uint32_t len, struct mn_udp *out) {
+int mn_udp_parse(const uint8_t *p, uint32_t len, struct mn_udp *out)
+{
     if (len < MN_UDP_HLEN) {
         return MN_WIRE_TRUNCATED;
     }
@@ -25,7 +26,8 @@ int mn_udp_parse(const uint8_t *p, uint32_t len, struct mn_udp *out) {
     return 0;
 }
 
-bool mn_udp_csum_ok(uint32_t src, uint32_t dst, const uint8_t *p, uint32_t len) {
+bool mn_udp_csum_ok(uint32_t src, uint32_t dst, const uint8_t *p, uint32_t len)
+{
     struct mn_udp udp;
 
     if (mn_udp_parse(p, len, &udp) != 0) {
@@ -34,11 +36,12 @@ bool mn_udp_csum_ok(uint32_t src, uint32_t dst, const uint8_t *p, uint32_t len) 
     if (udp.csum == 0) {
         return true;
     }
-    return mn_csum_fold(mn_csum_partial(
-               p, udp.len, mn_csum_pseudo(src, dst, MN_IPPROTO_UDP, udp.len))) == 0;
+    return mn_csum_fold(
+               mn_csum_partial(p, udp.len, mn_csum_pseudo(src, dst, MN_IPPROTO_UDP, udp.len))) == 0;
 }
 
-uint32_t mn_udp_emit(uint8_t *p, const struct mn_udp_repr *r) {
+uint32_t mn_udp_emit(uint8_t *p, const struct mn_udp_repr *r)
+{
     MN_ASSERT(r->payload_len <= UINT16_MAX - MN_UDP_HLEN);
     mn_wr16be(p, r->sport);
     mn_wr16be(p + 2, r->dport);
@@ -47,7 +50,8 @@ uint32_t mn_udp_emit(uint8_t *p, const struct mn_udp_repr *r) {
     return MN_UDP_HLEN;
 }
 
-void mn_udp_csum_fill(uint8_t *p, uint32_t src, uint32_t dst, uint32_t payload_sum) {
+void mn_udp_csum_fill(uint8_t *p, uint32_t src, uint32_t dst, uint32_t payload_sum)
+{
     uint32_t sum = mn_csum_pseudo(src, dst, MN_IPPROTO_UDP, mn_rd16be(p + 4));
     uint16_t csum = mn_csum_fold(mn_csum_partial(p, MN_UDP_HLEN, mn_csum_add(sum, payload_sum)));
 

@@ -7,7 +7,7 @@
 #include "csum.h"
 #include "err.h"
 
-#define MN_UDP_HLEN 8u
+#define MN_UDP_HLEN     8u
 #define MN_UDP_CSUM_OFF 6u
 
 struct mn_udp {
