@@ -203,9 +203,11 @@ install_dev() {
     if ! stamp_is dev "$described"; then
         compiler_works || system_basics
         say "installing machnet into $VENV, editable, with the tools for tests, lint and types"
-        pip_install "${BUILD_SPECS[@]}" "$TOX_SPEC"
+        # pip reads dependency groups from 25.1 on; Debian 12 and Ubuntu 24.04 bring older ones.
+        pip_install 'pip>=25.1' "${BUILD_SPECS[@]}" "$TOX_SPEC"
         rm -f "$VENV/.machnet-wheel"
-        pip_install --no-build-isolation "-Cbuild-dir=$build" -e "$ROOT[test,lint,types]"
+        pip_install --no-build-isolation "-Cbuild-dir=$build" -e "$ROOT"
+        (cd "$ROOT" && pip_install --group test --group lint --group types)
         stamp dev "$described"
     fi
     # Importing would build too, but without showing what the compiler says.

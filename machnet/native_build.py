@@ -94,7 +94,9 @@ def unwanted(package: Path) -> list[str]:
         if path.is_dir():
             if path.name == "__pycache__" or not any(path.rglob("*.py")):
                 names.append(f"{relative}/")
-        elif path == Path(__file__).resolve() or not (path.suffix == ".py" or path.name == "py.typed"):
+        elif path == Path(__file__).resolve() or not (
+            path.suffix == ".py" or path.name == "py.typed"
+        ):
             names.append(str(relative))
     return names
 

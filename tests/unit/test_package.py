@@ -1,11 +1,69 @@
 # SPDX-License-Identifier: MIT
-"""What every installed build must have, whatever else is in it."""
+"""What every build must have, whatever else is in it."""
 
 from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 import machnet
 from machnet._native import ffi, lib
 
 
-def test_the_extension_and_the_package_have_one_version() -> None:
+def installed_files() -> list[str]:
+    """The files of the installed wheel; skips where machnet is an editable install."""
+    files = importlib.metadata.files("machnet") or []
+    if any(path.name == "_machnet_editable_loader.py" for path in files):
+        pytest.skip("an editable install has no files of its own; tox runs this against a wheel")
+    return [str(path) for path in files]
+
+
+def test_package_metadata_and_extension_have_one_version() -> None:
     assert ffi.string(lib.mn_build_version()).decode() == machnet.__version__
+    assert importlib.metadata.version("machnet") == machnet.__version__
+
+
+def test_under_tox_the_wheel_is_tested_and_not_the_checkout(repo: Path) -> None:
+    if "MACHNET_TEST_INSTALLED" not in os.environ:
+        pytest.skip("not run by tox, which sets MACHNET_TEST_INSTALLED")
+    package = Path(machnet.__file__).resolve().parent
+    assert package != repo / "machnet"
+    assert Path(sys.prefix).resolve() in package.parents
+    # And so it is for the processes that tests start, wherever they start them.
+    code = "import machnet; print(machnet.__file__)"
+    other = subprocess.run(
+        [sys.executable, "-c", code], cwd=repo, check=True, capture_output=True, text=True
+    )
+    if sys.version_info >= (3, 11):  # PYTHONSAFEPATH
+        assert Path(other.stdout.strip()).resolve().parent == package
+
+
+def test_the_sanitized_build_is_sanitized_and_no_other_is() -> None:
+    assert bool(lib.mn_build_sanitized()) == ("MACHNET_TEST_SANITIZED" in os.environ)
+
+
+def test_the_wheel_has_every_python_file_and_nothing_else_of_the_sources(repo: Path) -> None:
+    installed = {name for name in installed_files() if not name.endswith(".pyc")}
+    expected = {
+        str(path.relative_to(repo))
+        for package in ("machnet", "pytest_machnet")
+        for path in (repo / package).rglob("*.py")
+        if path.name != "native_build.py"
+    }
+    expected |= {"machnet/py.typed", "machnet/_native.abi3.so"}
+    packages = {name for name in installed if name.startswith(("machnet/", "pytest_machnet/"))}
+    assert packages == expected
+
+
+def test_the_wheel_is_tagged_for_the_stable_abi() -> None:
+    installed_files()
+    wheel = importlib.metadata.distribution("machnet").read_text("WHEEL")
+    assert wheel is not None
+    assert "-abi3-" in wheel
+    suffix = Path(sys.modules["machnet._native"].__file__ or "").name
+    assert suffix == "_native.abi3.so"

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""The ``machnet`` command: a group whose subcommands are imported when they are asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+import click
+
+import machnet
+
+#: Subcommand, the module whose ``main`` it is, and its line in ``machnet --help``. A command whose
+#: module is not part of this installation is not offered.
+COMMANDS = {
+    "demo": ("machnet.cli.demo", "Message rates between machnet and Linux's own TCP."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that neither imports its commands to list them nor to run another one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands that are installed, sorted."""
+        return sorted(name for name, (module, _) in COMMANDS.items() if _installed(module))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the command, or ``None`` if there is none of this name.
+
+        Raises:
+            TypeError: The module's ``main`` is not a click command.
+        """
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = COMMANDS[cmd_name][0]
+        command = importlib.import_module(module).main
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.main is not a click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table, without importing any."""
+        rows = [(name, COMMANDS[name][1]) for name in self.list_commands(ctx)]
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(machnet.__version__, "--version", prog_name="machnet")
+def main() -> None:
+    """Low-latency userspace networking, and the same stack in your tests."""

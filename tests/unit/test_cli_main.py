@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""The machnet command: what it lists, and that it imports only what it runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import machnet
+from machnet.cli import main as cli
+
+
+def test_version_names_the_package() -> None:
+    result = CliRunner().invoke(cli.main, ["--version"])
+    assert result.exit_code == 0
+    assert result.output == f"machnet, version {machnet.__version__}\n"
+
+
+def test_no_arguments_show_the_help() -> None:
+    result = CliRunner().invoke(cli.main, [])
+    assert "Usage: " in result.output
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = CliRunner().invoke(cli.main, ["no-such-command"])
+    assert result.exit_code == 2
+    assert "no-such-command" in result.output
+
+
+def test_a_command_is_found_listed_and_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("machnet_test_command")
+    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+
+    @click.command()
+    @click.option("--number", type=int)
+    def main(number: int) -> None:
+        click.echo(number + 1)
+
+    module.main = main  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli.COMMANDS, "add-one", (module.__name__, "Adds one."))
+    runner = CliRunner()
+    assert "add-one  Adds one." in runner.invoke(cli.main, ["--help"]).output
+    assert runner.invoke(cli.main, ["add-one", "--number", "41"]).output == "42\n"
+
+
+def test_a_command_that_is_not_installed_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "absent", ("machnet.cli.no_such_module", "Is not there."))
+    runner = CliRunner()
+    assert "absent" not in runner.invoke(cli.main, ["--help"]).output
+    assert runner.invoke(cli.main, ["absent"]).exit_code == 2
+
+
+def test_a_main_that_is_no_click_command_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("machnet_test_command")
+    module.__spec__ = types.SimpleNamespace()  # type: ignore[assignment]
+    module.main = lambda: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(cli.COMMANDS, "odd", (module.__name__, "Is not a command."))
+    result = CliRunner().invoke(cli.main, ["odd"])
+    assert isinstance(result.exception, TypeError)
+
+
+def test_help_imports_no_subcommand() -> None:
+    code = (
+        "import sys\n"
+        "from machnet.cli.main import COMMANDS, main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print([module for module, _ in COMMANDS.values() if module in sys.modules])\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_console_script_is_installed() -> None:
+    from importlib.metadata import entry_points
+
+    scripts = {script.name: script for script in entry_points(group="console_scripts")}
+    assert scripts["machnet"].load() is cli.main
+    assert scripts["msg_gen"].value == "machnet.cli.msg_gen:main"
+    assert scripts["tcp_msg_gen"].value == "machnet.cli.tcp_msg_gen:main"
