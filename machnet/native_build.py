@@ -46,6 +46,19 @@ static const char *mn_build_version(void) { return MN_VERSION; }
 static int mn_build_sanitized(void) { return MN_BUILD_SANITIZED; }
 """
 
+#: The panic hook for a build in which no host part brings one.
+PANIC_SOURCE = """
+#include <stdio.h>
+#include <stdlib.h>
+
+void mn_panic(const char *file, int line, const char *what) __attribute__((noreturn, cold));
+void mn_panic(const char *file, int line, const char *what)
+{
+    fprintf(stderr, "machnet: %s:%d: %s\\n", file, line, what);
+    abort();
+}
+"""
+
 
 def emit(root: Path, output: Path, depfile: Path) -> None:
     """Write the extension's C source to ``output`` and what it was made from to ``depfile``.
@@ -78,7 +91,10 @@ def emit(root: Path, output: Path, depfile: Path) -> None:
         except Exception as error:
             # cffi names a line of the text it was given; the file is what the reader needs too.
             raise SystemExit(f"{cdef}: {error}") from error
-    ffi.set_source(MODULE, "\n".join(includes) + "\n" + BUILD_SOURCE)
+    prelude = "\n".join(includes) + "\n" + BUILD_SOURCE
+    if not (root / "machnet/stack/host/meson.build").is_file():
+        prelude += PANIC_SOURCE
+    ffi.set_source(MODULE, prelude)
     ffi.emit_c_code(str(output))
     names = " ".join(str(path).replace(" ", "\\ ") for path in depends)
     depfile.write_text(f"{output.name}: {names}\n", encoding="utf-8")
