@@ -70,7 +70,8 @@ install_packages() {
 }
 
 apt_get() {
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 "$@" </dev/null >&2
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y -o DPkg::Lock::Timeout=300 \
+        "$@" </dev/null >/dev/null
 }
 
 # The tools that only tests use. Each test that needs one says so when it is skipped.
@@ -79,6 +80,7 @@ test_packages() {
     command -v clang-14 >/dev/null || missing+=(clang-14)
     compgen -G '/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer*' >/dev/null ||
         missing+=(libclang-rt-14-dev)
+    command -v git >/dev/null || missing+=(git)
     command -v tshark >/dev/null || missing+=(tshark)
     command -v ip >/dev/null || missing+=(iproute2)
     command -v ethtool >/dev/null || missing+=(ethtool)
