@@ -159,7 +159,10 @@ pip_install() {
 lock() {
     mkdir -p "$(dirname "$VENV")"
     exec 9>"$VENV.lock"
-    flock 9
+    flock --nonblock 9 || {
+        say "waiting for another machnet.sh to finish with $VENV"
+        flock 9
+    }
 }
 
 unlock() {
@@ -193,7 +196,6 @@ install_machnet() {
     stamp_is wheel "$sources" && return 0
     compiler_works || system_basics
     say "building machnet and installing it into $VENV"
-    pip_install --force-reinstall --no-deps "$ROOT"
     pip_install "$ROOT"
     stamp wheel "$sources"
 }
