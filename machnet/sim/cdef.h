@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: MIT */
+/* What Python sees of the NIC drivers and the middleware. */
+
+struct mn_nic;
+
+#define MN_VNET_HDR_BYTES     ...
+#define MN_TAP_ERR_BYTES      ...
+#define MN_PCAPNG_FRAME_MAX   ...
+#define MN_PCAPNG_COMMENT_MAX ...
+#define MN_PCAPNG_DIR_NONE    ...
+#define MN_PCAPNG_DIR_IN      ...
+#define MN_PCAPNG_DIR_OUT     ...
+
+struct mn_pkt_meta {
+    uint16_t gso_size;
+    uint16_t l4_off;
+    uint16_t csum_off;
+    uint8_t csum;
+    uint8_t pieces;
+};
+
+struct mn_nic_info {
+    uint32_t mtu;
+    uint32_t rx_max_frame;
+    uint32_t tx_max_frame;
+    uint16_t queues;
+    uint8_t tx_csum_tcp;
+    uint8_t tx_csum_udp;
+    uint8_t tx_gso;
+    uint8_t rx_csum_trusted;
+    uint8_t link_up;
+    uint8_t mac[6];
+    int rx_fd;
+    ...;
+};
+
+void mn_nic_get_info(const struct mn_nic *nic, struct mn_nic_info *out);
+int64_t mn_nic_rx_bytes(struct mn_nic *nic, uint32_t queue, uint8_t *buf, uint32_t size,
+                        struct mn_pkt_meta *meta);
+int mn_nic_tx_bytes(struct mn_nic *nic, uint32_t queue, const uint8_t *frame, uint32_t len,
+                    const struct mn_pkt_meta *meta);
+int64_t mn_nic_probe_alloc(struct mn_nic *nic, uint32_t queue, uint32_t size);
+int mn_nic_forward(struct mn_nic *from, struct mn_nic *to, uint32_t n);
+
+struct mn_wire_config {
+    uint32_t mtu;
+    uint32_t queue_frames;
+    uint32_t pool_pkts;
+    uint32_t tx_max_frame;
+    uint8_t mac[2][6];
+    bool tx_csum_tcp;
+    bool tx_csum_udp;
+    bool tx_gso;
+    bool rx_csum_trusted;
+    ...;
+};
+
+struct mn_wire_stats {
+    uint64_t rx_frames;
+    uint64_t rx_bytes;
+    uint64_t rx_drops;
+    uint64_t tx_frames;
+    uint64_t tx_bytes;
+    uint64_t tx_drops;
+    uint64_t pool_live;
+    uint64_t pool_high;
+    ...;
+};
+
+struct mn_wire;
+int mn_wire_pair(const struct mn_wire_config *cfg, struct mn_wire **a, struct mn_wire **b);
+int mn_wire_single(const struct mn_wire_config *cfg, struct mn_wire **out);
+void mn_wire_close(struct mn_wire *w);
+struct mn_nic *mn_wire_nic(struct mn_wire *w);
+void mn_wire_set_now(struct mn_wire *w, uint64_t now_ns);
+void mn_wire_get_stats(const struct mn_wire *w, struct mn_wire_stats *out);
+int mn_wire_inject(struct mn_wire *w, const uint8_t *frame, uint32_t len);
+int mn_wire_inject_meta(struct mn_wire *w, const uint8_t *frame, uint32_t len,
+                        const struct mn_pkt_meta *meta);
+int64_t mn_wire_drain(struct mn_wire *w, uint8_t *buf, uint32_t size, uint64_t *t_ns);
+int64_t mn_wire_drain_meta(struct mn_wire *w, uint8_t *buf, uint32_t size, uint64_t *t_ns,
+                           struct mn_pkt_meta *meta);
+uint32_t mn_wire_tx_pending(const struct mn_wire *w);
+uint32_t mn_wire_rx_pending(const struct mn_wire *w);
+
+struct mn_tap_config {
+    const char *name;
+    int fd;
+    uint32_t mtu;
+    uint8_t mac[6];
+    uint32_t pool_pkts;
+    bool no_offload;
+    uint32_t kernel_ip;
+    uint32_t kernel_prefix;
+    ...;
+};
+
+struct mn_tap_stats {
+    uint64_t rx_frames;
+    uint64_t rx_bytes;
+    uint64_t rx_calls;
+    uint64_t rx_no_pkt;
+    uint64_t rx_bad_vnet;
+    uint64_t rx_bad_len;
+    uint64_t rx_errors;
+    uint64_t tx_frames;
+    uint64_t tx_bytes;
+    uint64_t tx_full;
+    uint64_t tx_errors;
+    int last_errno;
+    ...;
+};
+
+int mn_tap_open(const struct mn_tap_config *cfg, struct mn_nic **out, char *err, size_t errlen);
+void mn_tap_close(struct mn_nic *nic);
+void mn_tap_get_stats(const struct mn_nic *nic, struct mn_tap_stats *out);
+const char *mn_tap_name(const struct mn_nic *nic);
+bool mn_tap_kernel_mac(const struct mn_nic *nic, uint8_t mac[6]);
+
+int mn_vnet_check(const uint8_t *hdr, uint8_t *frame, uint32_t len, struct mn_pkt_meta *meta);
+
+struct mn_pcapng_config {
+    int fd;
+    uint32_t buf_bytes;
+    const char *app;
+    ...;
+};
+
+struct mn_pcapng_iface {
+    const char *name;
+    uint32_t snaplen;
+    uint8_t mac[6];
+    ...;
+};
+
+struct mn_pcapng_pkt {
+    uint32_t iface;
+    uint32_t dir;
+    uint64_t t_ns;
+    uint32_t cap_len;
+    uint32_t orig_len;
+    const char *comment;
+    uint32_t comment_len;
+    ...;
+};
+
+struct mn_pcapng_stats {
+    uint64_t packets;
+    uint64_t dropped;
+    uint64_t written_bytes;
+    uint64_t write_errors;
+    int last_errno;
+    ...;
+};
+
+struct mn_pcapng;
+int mn_pcapng_open(const struct mn_pcapng_config *cfg, struct mn_pcapng **out);
+int mn_pcapng_close(struct mn_pcapng *w);
+int mn_pcapng_add_iface(struct mn_pcapng *w, const struct mn_pcapng_iface *iface);
+int mn_pcapng_write(struct mn_pcapng *w, const struct mn_pcapng_pkt *pkt, const uint8_t *bytes);
+int mn_pcapng_flush(struct mn_pcapng *w);
+void mn_pcapng_get_stats(const struct mn_pcapng *w, struct mn_pcapng_stats *out);
+
+struct mn_capture_config {
+    struct mn_pcapng *writer;
+    const char *if_name;
+    uint32_t snaplen;
+    uint64_t epoch_ns;
+    ...;
+};
+
+int mn_capture_open(struct mn_nic *inner, const struct mn_capture_config *cfg, struct mn_nic **out);
+void mn_capture_close(struct mn_nic *nic);
+void mn_capture_set_now(struct mn_nic *nic, uint64_t now_ns);
+int mn_capture_flush(struct mn_nic *nic);

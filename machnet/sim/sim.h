@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: MIT */
+/* NIC drivers and middleware. */
+#ifndef MN_SIM_H
+#define MN_SIM_H
+
+#include "capture.h"
+#include "nickit.h"
+#include "pcapng.h"
+#include "tap.h"
+#include "vnet.h"
+#include "wire.h"
+
+#endif
