@@ -228,3 +228,86 @@ void mn_app_cancel_sleep(struct mn_app *a);
 uint64_t mn_app_send_room(struct mn_app *a, uint32_t flow);
 int mn_app_dead(const struct mn_app *a);
 void mn_app_stats(const struct mn_app *a, struct mn_app_stats *out);
+
+/* engine */
+#define MN_NEVER ...
+
+struct mn_config {
+    uint32_t ip;
+    uint32_t prefix;
+    uint32_t gateway;
+    uint8_t secret[16];
+    uint32_t flows_max;
+    uint32_t listeners_max;
+    uint32_t neighbors_max;
+    uint32_t lanes_max;
+    uint32_t ooo_blocks_max;
+    uint32_t ooo_ranges_max;
+    uint32_t sack_ranges_max;
+    uint32_t loop_slots;
+    uint32_t poll_burst;
+    uint32_t poll_descs;
+    uint32_t mss_min_bytes;
+    uint32_t rcv_buf_bytes;
+    uint32_t initial_window;
+    uint32_t rto_initial_us, rto_min_us, rto_max_us;
+    uint32_t delack_us;
+    uint32_t msl_ms;
+    uint32_t fin_wait2_ms;
+    uint32_t r1_retries;
+    uint32_t user_timeout_ms;
+    uint32_t syn_timeout_ms;
+    uint32_t syn_backlog_max;
+    uint32_t app_exit_linger_ms;
+    uint32_t eof_linger_ms;
+    uint32_t keepalive_idle_s, keepalive_interval_s, keepalive_count;
+    uint32_t large_progress_ms;
+    uint32_t arp_reachable_ms, arp_retry_ms, arp_retries, arp_queue_pkts;
+    uint32_t rst_per_s, icmp_per_s, challenge_per_s;
+    uint8_t ttl;
+    uint8_t dscp;
+    bool timestamps, sack, wscale;
+    bool nagle_framed, nagle_stream;
+    ...;
+};
+
+struct mn_stats {
+    ...;
+};
+
+struct mn_usage {
+    uint32_t tcbs, half_open, time_wait, listeners, neighbors, ooo_blocks, ooo_ranges, sack_ranges,
+        lanes, loop_frames, timers;
+    ...;
+};
+
+struct mn_sock_info {
+    uint32_t local_ip, remote_ip;
+    uint16_t local_port, remote_port;
+    uint8_t state;
+    uint8_t proto;
+    uint16_t mss;
+    uint32_t lane;
+    uint32_t flow;
+    uint32_t snd_una, snd_nxt, rcv_nxt, snd_wnd, rcv_wnd, cwnd, ssthresh, sndq_bytes, rcvq_bytes;
+    uint32_t srtt_us, rttvar_us, rto_us;
+    uint32_t retransmits, backoff;
+    uint64_t timer_ns;
+    uint8_t timer_kind;
+    ...;
+};
+
+enum mn_tcp_state {
+    MN_TCP_CLOSED,
+    MN_TCP_LISTEN,
+    MN_TCP_SYN_SENT,
+    MN_TCP_SYN_RECEIVED,
+    MN_TCP_ESTABLISHED,
+    MN_TCP_FIN_WAIT_1,
+    MN_TCP_FIN_WAIT_2,
+    MN_TCP_CLOSE_WAIT,
+    MN_TCP_CLOSING,
+    MN_TCP_LAST_ACK,
+    MN_TCP_TIME_WAIT,
+    ...
+};

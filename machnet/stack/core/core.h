@@ -5,5 +5,6 @@
 
 #include "chan_app.h"
 #include "channel.h"
+#include "engine.h"
 
 #endif
