@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Message generators as processes, and plain sockets that speak to them."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+TIMEOUT_S = 60
+KIB, MIB = 1 << 10, 1 << 20
+PATTERN = bytes(range(256)) * (8 * MIB // 256)
+
+
+def payload(slot: int, size: int) -> bytes:
+    return struct.pack("<Q", slot) + PATTERN[8:size]
+
+
+def frame(slot: int, size: int = 64) -> bytes:
+    return struct.pack(">I", size) + payload(slot, size)
+
+
+def receive(sock: socket.socket, size: int) -> bytes:
+    """Exactly ``size`` bytes; ``EOFError`` when the peer closes before."""
+    data = bytearray()
+    # MSG_WAITALL does not wait on a socket with a timeout.
+    while len(data) < size:
+        piece = sock.recv(size - len(data))
+        if not piece:
+            raise EOFError(f"{len(data)} of {size} bytes")
+        data += piece
+    return bytes(data)
+
+
+def receive_message(sock: socket.socket) -> bytes:
+    (size,) = struct.unpack(">I", receive(sock, 4))
+    return receive(sock, size)
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+class Tool:
+    """A running ``tcp_msg_gen`` whose output can be waited for."""
+
+    def __init__(self, *args: str) -> None:
+        command = [sys.executable, "-m", "machnet.cli.tcp_msg_gen", *args]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.lines: dict[str, list[str]] = {"out": [], "err": []}
+        self._new: dict[str, queue.SimpleQueue[str | None]] = {}
+        self._readers = []
+        for name, stream in (("out", self.process.stdout), ("err", self.process.stderr)):
+            self._new[name] = queue.SimpleQueue()
+            reader = threading.Thread(target=self._read, args=(stream, self._new[name]))
+            reader.start()
+            self._readers.append(reader)
+
+    @staticmethod
+    def _read(stream, lines) -> None:
+        with stream:
+            for line in stream:
+                lines.put(line.rstrip("\n"))
+        lines.put(None)
+
+    def line(self, pattern: str, where: str = "out") -> re.Match[str]:
+        """The next line that matches; an error with all output if it does not come."""
+        while (line := self._new[where].get(timeout=TIMEOUT_S)) is not None:
+            self.lines[where].append(line)
+            if match := re.search(pattern, line):
+                return match
+        raise AssertionError(f"no line {pattern!r} in {self.lines}")
+
+    def listening_port(self, where: str = "out") -> int:
+        return int(self.line(r"^\[LISTENING\] \[[\d.]+:(\d+)\]$", where)[1])
+
+    def signal(self, number: int = signal.SIGINT) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for the end; exit status and everything printed."""
+        code = self.process.wait(TIMEOUT_S)
+        for reader in self._readers:
+            reader.join(TIMEOUT_S)
+        for where, lines in self._new.items():
+            while not lines.empty():
+                line = lines.get()
+                if line is not None:
+                    self.lines[where].append(line)
+        return code, "\n".join(self.lines["out"]), "\n".join(self.lines["err"])
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.end()
+
+
+@contextlib.contextmanager
+def tools() -> Iterator[Callable[..., Tool]]:
+    """Yields what starts ``tcp_msg_gen`` with given arguments; ends what still runs."""
+    started: list[Tool] = []
+
+    def start(*args: str) -> Tool:
+        started.append(Tool(*args))
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for each in started:
+            each.close()
+
+
+def connect(port: int) -> socket.socket:
+    sock = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def client_args(port: int, *args: str) -> list[str]:
+    return ["--remote_ip=127.0.0.1", f"--remote_port={port}", *args]
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
+    """Yields what starts a server that handles one connection in Python, and returns its port."""
+    threads: list[threading.Thread] = []
+    listeners: list[socket.socket] = []
+    failures: list[BaseException] = []
+
+    def start(handle: Callable[[socket.socket], None]) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve() -> None:
+            try:
+                with listener.accept()[0] as sock:
+                    sock.settimeout(TIMEOUT_S)
+                    handle(sock)
+            except (ConnectionError, EOFError):
+                pass  # the client has what it wanted
+            except BaseException as error:
+                failures.append(error)
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+        return listener.getsockname()[1]
+
+    yield start
+    for listener, thread in zip(listeners, threads, strict=True):
+        # Ends a wait for a client that never came.
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join(TIMEOUT_S)
+        listener.close()
+    assert failures == []
