@@ -64,9 +64,7 @@ def test_server_answers_the_zeros_of_the_guide_s_client_and_notes_them_under_ver
             sock.sendall(struct.pack(">I", 64) + bytes(64))
             assert receive_message(sock) == payload(0, 64)
     warning = process.line("wrong payload", "err")
-    assert (
-        "byte 9 of 64 is 0, not 9" in warning.string or "byte 8 of 64 is 0, not 8" in warning.string
-    )
+    assert "byte 8 of 64 is 0, not 8" in warning.string
     process.signal()
     code, out, _ = process.end()
     assert code == 0
