@@ -52,6 +52,7 @@ struct mn_wire_config {
     bool tx_csum_udp;
     bool tx_gso;
     bool rx_csum_trusted;
+    bool tx_backpressure;
     ...;
 };
 
@@ -62,6 +63,7 @@ struct mn_wire_stats {
     uint64_t tx_frames;
     uint64_t tx_bytes;
     uint64_t tx_drops;
+    uint64_t tx_full;
     uint64_t pool_live;
     uint64_t pool_high;
     ...;

@@ -4,6 +4,9 @@
 #include "machnet/stack/core/wire/eth.h"
 #include "machnet/stack/core/wire/tcp.h"
 
+/* Of a frame that is transmitted in pieces, the first has at least all headers. */
+#define PIECE_HEAD_BYTES 128u
+
 void mn_nic_get_info(const struct mn_nic *nic, struct mn_nic_info *out)
 {
     const struct mn_nic_caps *caps = &nic->caps;
@@ -109,6 +112,32 @@ static int tx_meta_check(const struct mn_nic *nic, uint32_t len, const struct mn
     return 0;
 }
 
+/* A frame in up to `pieces` pieces; NULL when the NIC has not enough packets. */
+static struct mn_pkt *alloc_pieces(struct mn_nic *nic, uint32_t queue, const uint8_t *frame,
+                                   uint32_t len, uint32_t pieces)
+{
+    uint32_t size = pieces > 1 ? mn_min_u32(len, PIECE_HEAD_BYTES) : len;
+    uint32_t rest = pieces > 1 ? (len - size + pieces - 2) / (pieces - 1) : 0;
+    struct mn_pkt *head = NULL, **end = &head;
+    uint32_t at;
+
+    for (at = 0; at < len; at += size, size = mn_min_u32(rest, len - at)) {
+        struct mn_pkt *pkt = nic->ops->pkt_alloc(nic, queue, size);
+
+        if (pkt == NULL) {
+            if (head != NULL) {
+                nic->ops->pkt_free(nic, queue, head);
+            }
+            return NULL;
+        }
+        memcpy(pkt->data, frame + at, size);
+        pkt->len = size;
+        *end = pkt;
+        end = &pkt->next;
+    }
+    return head;
+}
+
 int mn_nic_tx_bytes(struct mn_nic *nic, uint32_t queue, const uint8_t *frame, uint32_t len,
                     const struct mn_pkt_meta *meta)
 {
@@ -122,12 +151,10 @@ int mn_nic_tx_bytes(struct mn_nic *nic, uint32_t queue, const uint8_t *frame, ui
     if (meta != NULL && tx_meta_check(nic, len, meta) != 0) {
         return -EINVAL;
     }
-    pkt = nic->ops->pkt_alloc(nic, queue, len);
+    pkt = alloc_pieces(nic, queue, frame, len, meta != NULL ? meta->pieces : 1);
     if (pkt == NULL) {
         return -ENOBUFS;
     }
-    memcpy(pkt->data, frame, len);
-    pkt->len = len;
     if (meta != NULL) {
         mn_pkt_meta_set(pkt, meta);
     }

@@ -11,7 +11,7 @@ struct mn_pkt_meta {
     uint16_t l4_off;
     uint16_t csum_off;
     uint8_t csum;   /* enum mn_csum_state */
-    uint8_t pieces; /* received: pieces that the frame was made of; transmitted: ignored */
+    uint8_t pieces; /* that the frame is made of; on transmit 0 counts as 1 */
 };
 
 /* A NIC's public fields, flat. */
@@ -35,9 +35,10 @@ void mn_nic_get_info(const struct mn_nic *nic, struct mn_nic_info *out);
  * dropped: -EMSGSIZE. meta may be NULL. */
 int64_t mn_nic_rx_bytes(struct mn_nic *nic, uint32_t queue, uint8_t *buf, uint32_t size,
                         struct mn_pkt_meta *meta);
-/* Transmits one frame: 0; -EMSGSIZE (empty, or longer than the NIC takes in this form), -EINVAL
- * (meta that the NIC does not say it takes, or that does not fit the frame), -ENOBUFS (no packet)
- * or -EAGAIN (not taken). meta: NULL for a finished frame. */
+/* Transmits one frame, cut into pieces if meta says so (the first holds up to 128 bytes): 0;
+ * -EMSGSIZE (empty, or longer than the NIC takes in this form), -EINVAL (meta that the NIC does not
+ * say it takes, or that does not fit the frame), -ENOBUFS (no packet) or -EAGAIN (not taken). meta:
+ * NULL for a finished frame. */
 int mn_nic_tx_bytes(struct mn_nic *nic, uint32_t queue, const uint8_t *frame, uint32_t len,
                     const struct mn_pkt_meta *meta);
 /* Allocates a packet of `size` and gives it back: its room, or -ENOBUFS. */

@@ -39,6 +39,7 @@ struct mn_wire {
     struct mn_wire *peer; /* NULL for a single wire */
     uint64_t now_ns;
     uint32_t mtu_frame; /* largest frame without gso_size */
+    bool backpressure;
     struct wire_ring rx;
     struct wire_ring drained;
     struct mn_wire_stats stats;
@@ -137,19 +138,24 @@ static uint32_t wire_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
         if (MN_UNLIKELY(((uint32_t)pkt->csum | pkt->gso_size) != 0 || len > w->mtu_frame)) {
             tx_check_offload(w, pkt, len);
         }
-        w->stats.tx_bytes += len;
         if (MN_LIKELY(w->tx != NULL && ring_fill(w->tx) < w->tx->limit)) {
             ring_push(w->tx, pkt, w->now_ns);
+            w->stats.tx_bytes += len;
             continue;
         }
+        if (w->backpressure && w->tx != NULL) {
+            w->stats.tx_full++;
+            break;
+        }
+        w->stats.tx_bytes += len;
         w->stats.tx_drops++;
         if (w->peer != NULL) {
             w->peer->stats.rx_drops++;
         }
         mn_pktpool_put_frame(&w->hub->pool, pkt);
     }
-    w->stats.tx_frames += n;
-    return n;
+    w->stats.tx_frames += i;
+    return i;
 }
 
 static struct mn_pkt *wire_pkt_alloc(struct mn_nic *nic, uint32_t queue, uint32_t size)
@@ -239,6 +245,7 @@ static struct mn_wire *wire_new(const struct mn_wire_config *cfg, struct wire_hu
     };
     memcpy(w->nic.mac, given ? cfg->mac[end] : by_default, MN_ETH_ALEN);
     w->mtu_frame = cfg->mtu + MN_ETH_HLEN;
+    w->backpressure = cfg->tx_backpressure;
     w->hub = hub;
     hub->refs++;
     return w;

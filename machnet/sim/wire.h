@@ -3,7 +3,7 @@
  *
  * The two NICs of a pair share one packet pool: what one transmits is, without a copy, what the
  * other receives. Queues are bounded; a frame that finds the queue full is lost and counted, as on
- * the receive ring of a host that does not keep up. */
+ * the receive ring of a host that does not keep up, unless tx_backpressure is on. */
 #ifndef MN_SIM_WIRE_H
 #define MN_SIM_WIRE_H
 
@@ -28,6 +28,8 @@ struct mn_wire_config {
     bool tx_csum_udp;
     bool tx_gso;
     bool rx_csum_trusted;
+    /* A full queue takes no more frames, as the transmit ring of a device does, and loses none. */
+    bool tx_backpressure;
 };
 
 struct mn_wire_stats {
@@ -39,6 +41,7 @@ struct mn_wire_stats {
     uint64_t tx_bytes;
     uint64_t
         tx_drops; /* lost after the stack handed them over: no room at the other end, or nobody */
+    uint64_t tx_full;   /* bursts cut short, with tx_backpressure */
     uint64_t pool_live; /* packets of the pool that are out now: queued, or held by a stack */
     uint64_t pool_high; /* packets of the pool that were ever used: the memory touched */
 };

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""NIC strings: how a NIC is named on a command line, in a call of ``Stack`` or in a configuration.
+
+``SCHEME:REST[?key=value&...]``. Everything before the question mark belongs to the driver,
+everything after it to the fault layer. A bare name is a DPDK port: ``eth1`` means ``dpdk:eth1``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import NoReturn
+
+#: What each driver expects behind the colon.
+SCHEMES = {
+    "dpdk": "dpdk:NAME, an interface name or a PCI address",
+    "pcap": "pcap:FILE, a capture file to be read",
+    "tap": "tap:NAME, the TAP interface to attach to or to make",
+    "wire": "wire:NAME, a NIC in memory",
+}
+
+#: Longest interface name of Linux, in bytes.
+IFNAME_BYTES_MAX = 15
+
+_PCI_ADDRESS = re.compile(r"(?:[0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
+_FAULT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class NicSpec:
+    """A NIC string in its parts.
+
+    Attributes:
+        scheme: The driver, a key of `SCHEMES`.
+        rest: What the driver is to open, not empty.
+        faults: Settings of the fault layer, by name, as text.
+    """
+
+    scheme: str
+    rest: str
+    faults: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        faults = "&".join(f"{key}={value}" for key, value in self.faults.items())
+        return f"{self.scheme}:{self.rest}{'?' if faults else ''}{faults}"
+
+
+def parse_nic(text: str) -> NicSpec:
+    """Take a NIC string apart.
+
+    Raises:
+        ValueError: It is no NIC string, or asks for what this version does not have; the text names
+            the value and what is accepted.
+    """
+    if any(char.isspace() or not char.isprintable() for char in text):
+        _refuse(text, "it has blanks or control characters in it")
+    driver, question, query = text.partition("?")
+    faults = _parse_faults(text, query) if question else {}
+    if faults:
+        _refuse(text, "link faults are not available yet: leave out the '?' and what follows it")
+    scheme, colon, rest = driver.partition(":")
+    if not colon or _PCI_ADDRESS.fullmatch(driver):
+        scheme, rest = "dpdk", driver
+    if scheme not in SCHEMES:
+        _refuse(text, f"there is no driver {scheme!r}: it is {_alternatives(list(SCHEMES))}")
+    if not rest:
+        _refuse(text, f"it names no NIC: {SCHEMES[scheme]}")
+    if scheme == "tap":
+        _check_ifname(text, rest)
+    return NicSpec(scheme, rest, faults)
+
+
+def _refuse(text: str, why: str) -> NoReturn:
+    raise ValueError(f"NIC {text!r}: {why}")
+
+
+def _alternatives(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _parse_faults(text: str, query: str) -> dict[str, str]:
+    faults: dict[str, str] = {}
+    for part in query.split("&"):
+        key, equals, value = part.partition("=")
+        if not equals or not value or not _FAULT_NAME.fullmatch(key):
+            _refuse(text, f"{part!r} after the '?' is not of the form key=value")
+        if key in faults:
+            _refuse(text, f"{key!r} is given twice")
+        faults[key] = value
+    return faults
+
+
+def _check_ifname(text: str, name: str) -> None:
+    if len(name.encode()) > IFNAME_BYTES_MAX:
+        _refuse(text, f"an interface name has at most {IFNAME_BYTES_MAX} bytes")
+    if name in {".", ".."} or not name.isascii() or set(name) & set("/:%"):
+        _refuse(text, "an interface name is ASCII without '/', ':' and '%', and not '.' or '..'")

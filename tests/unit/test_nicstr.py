@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: MIT
+"""NIC strings."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from machnet.sim.nicstr import SCHEMES, NicSpec, parse_nic
+
+
+@pytest.mark.parametrize(
+    ("text", "scheme", "rest"),
+    [
+        ("tap:mn0", "tap", "mn0"),
+        ("tap:fifteen-bytes-x", "tap", "fifteen-bytes-x"),
+        ("wire:a", "wire", "a"),
+        ("pcap:dir/in.pcapng", "pcap", "dir/in.pcapng"),
+        ("pcap:a:b", "pcap", "a:b"),
+        ("dpdk:eth1", "dpdk", "eth1"),
+        ("dpdk:0000:03:00.0", "dpdk", "0000:03:00.0"),
+        ("eth1", "dpdk", "eth1"),
+        ("0000:03:00.0", "dpdk", "0000:03:00.0"),
+        ("03:00.1", "dpdk", "03:00.1"),
+    ],
+)
+def test_accepted(text: str, scheme: str, rest: str) -> None:
+    spec = parse_nic(text)
+    assert spec == NicSpec(scheme, rest, {})
+    assert parse_nic(str(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "it names no NIC: dpdk:NAME"),
+        ("tap:", "it names no NIC: tap:NAME"),
+        (":mn0", "there is no driver '': it is dpdk, pcap, tap or wire"),
+        ("tun:mn0", "there is no driver 'tun': it is dpdk, pcap, tap or wire"),
+        ("TAP:mn0", "there is no driver 'TAP'"),
+        ("tap:sixteen-bytes-xx", "at most 15 bytes"),
+        ("tap:ä" + "x" * 14, "at most 15 bytes"),
+        ("tap:ä", "is ASCII"),
+        ("tap:a/b", "without '/'"),
+        ("tap:a:b", "without '/', ':'"),
+        ("tap:tap%d", "'%'"),
+        ("tap:..", "'..'"),
+        ("tap:mn 0", "blanks"),
+        ("tap:mn0\n", "blanks"),
+        ("tap:mn0?loss=0.01", "link faults are not available yet"),
+        ("eth1?loss=0.01&latency=1ms", "link faults are not available yet"),
+        ("tap:mn0?", "'' after the '?' is not of the form key=value"),
+        ("tap:mn0?loss", "'loss' after the '?' is not of the form key=value"),
+        ("tap:mn0?loss=", "'loss=' after the '?'"),
+        ("tap:mn0?=1", "'=1' after the '?'"),
+        ("tap:mn0?a=1&a=2", "'a' is given twice"),
+    ],
+)
+def test_refused_with_the_value_and_the_reason(text: str, why: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_nic(text)
+    assert str(caught.value).startswith(f"NIC {text!r}: ")
+    assert why in str(caught.value)
+
+
+@given(st.text(max_size=30) | st.from_regex(r"(tap|pcap|wire|dpdk|x):[a-z0-9?&=:]{0,20}"))
+def test_any_text_parses_or_says_why_not(text: str) -> None:
+    try:
+        spec = parse_nic(text)
+    except ValueError as error:
+        said = str(error)
+    else:
+        assert spec.scheme in SCHEMES
+        assert spec.rest
+        assert parse_nic(str(spec)) == spec
+        return
+    assert repr(text) in said
