@@ -66,7 +66,7 @@ def _outcome(enter: Callable[[], None], call: Callable[[], Any]) -> bytes:
         text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         if not isinstance(error, (SystemExit, KeyboardInterrupt)):
             with contextlib.suppress(Exception):
-                # Some exceptions pickle and then can't be rebuilt: found out here, not by the caller.
+                # Some pickle and then can't be rebuilt: found out here, not by the caller.
                 error.__traceback__ = None
                 data = pickle.dumps((error, None, text))
                 pickle.loads(data)  # noqa: S301 (our own bytes)

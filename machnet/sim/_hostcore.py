@@ -236,7 +236,7 @@ class HostCore:
         self.close()
 
     def __del__(self) -> None:
-        # Any of this may be missing: __init__ may have failed at once, or the interpreter be ending.
+        # Parts may be missing: __init__ may have failed at once, or the interpreter be ending.
         if getattr(self, "_control", None) is not None:
             with contextlib.suppress(Exception):
                 self.close()

@@ -106,7 +106,8 @@ class HostNetwork(HostCore):
 
     def _new_mac(self) -> str:
         # Locally administered, "MN", and numbers: the same in every run, readable in a capture.
-        return f"02:4d:4e:{self._number >> 8 & 255:02x}:{self._number & 255:02x}:{next(self._macs) & 255:02x}"
+        number = struct.pack("!HB", self._number & 0xFFFF, next(self._macs) & 0xFF)
+        return f"02:4d:4e:{number.hex(':')}"
 
     def _ifreq(self, name: str, command: int, what: str) -> bytes:
         with self.socket(socketlib.AF_INET, socketlib.SOCK_DGRAM) as sock:
