@@ -89,8 +89,11 @@ static int64_t client_send(struct mn_tcp_client *client)
     uint32_t ready = mn_frame_tx_copy(&client->tx, client->out, sizeof(client->out));
     ssize_t sent = send(client->fd, client->out, ready, MSG_NOSIGNAL | MSG_DONTWAIT);
     client->blocked = sent < (ssize_t)ready;
+    /* EPIPE: the server has closed. What it sent before is still to be read, and then its end. */
     if (sent < 0)
-        return would_block(errno) ? 0 : client_fail(client, MN_MSG_FAULT_SYSTEM, errno);
+        return would_block(errno) || errno == EPIPE
+                   ? 0
+                   : client_fail(client, MN_MSG_FAULT_SYSTEM, errno);
     uint32_t frames = mn_frame_tx_consume(&client->tx, (uint32_t)sent);
     app->stats->tx_msgs += frames;
     app->stats->tx_bytes += (uint64_t)frames * app->msg_size;

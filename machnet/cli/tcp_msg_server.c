@@ -245,8 +245,8 @@ static void conn_payload_fault(struct mn_tcp_server *server, const struct conn *
                });
 }
 
-/* Reads once, no more than there is room to owe answers for. Returns bytes read, or -1 when the
- * connection is to be closed. */
+/* Reads once, no more than there is room to owe answers for. Returns bytes read, or negative errno
+ * when the connection is to be closed: -EPROTO for what the peer sent. */
 static int64_t conn_read(struct mn_tcp_server *server, struct conn *conn)
 {
     uint64_t room = mn_frame_rx_limit(&conn->rx, mn_frame_tx_room(&conn->tx));
@@ -258,9 +258,10 @@ static int64_t conn_read(struct mn_tcp_server *server, struct conn *conn)
     if (got < 0 && would_block(errno))
         return 0;
     if (got < 0) {
+        int error = errno;
         fault_note(server, conn,
-                   (struct mn_msg_fault){.kind = MN_MSG_FAULT_SYSTEM, .error = errno});
-        return -1;
+                   (struct mn_msg_fault){.kind = MN_MSG_FAULT_SYSTEM, .error = error});
+        return -error;
     }
     if (got == 0) {
         conn->peer_done = true;
@@ -280,7 +281,7 @@ static int64_t conn_read(struct mn_tcp_server *server, struct conn *conn)
     }
     if (rc < 0) {
         fault_note(server, conn, (struct mn_msg_fault){.kind = MN_MSG_FAULT_LENGTH});
-        return -1;
+        return -EPROTO;
     }
     return got;
 }
@@ -326,7 +327,7 @@ static bool conn_turn(struct mn_tcp_server *server, struct conn *conn)
 {
     int64_t got = conn_read(server, conn);
     /* A bad length ends the connection, but what came before it is answered. */
-    int64_t sent = conn_write(server, conn);
+    int64_t sent = got >= 0 || got == -EPROTO ? conn_write(server, conn) : 0;
     bool finished = conn->peer_done && conn->tx.count == 0;
     if (got < 0 || sent < 0 || finished) {
         conn_close(server, conn);
