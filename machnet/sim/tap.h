@@ -6,7 +6,8 @@
  * say so and frames are finished ones.
  *
  * rx_burst may return fewer frames than wait, so that a single frame is not held up by the system
- * call that would find nothing behind it; only 0 means that nothing was there. */
+ * call that would find nothing behind it: a host goes on until it returns 0, and then sleeps on
+ * rx_fd, level-triggered. */
 #ifndef MN_SIM_TAP_H
 #define MN_SIM_TAP_H
 
@@ -16,15 +17,19 @@
 #define MN_TAP_ERR_BYTES 256u
 
 struct mn_tap_config {
-    const char *name;   /* of the interface, made if it is not there; used when fd is -1 */
-    int fd;             /* a TAP that someone opened, or -1. Ours from success on */
+    /* Of the interface, made if it is not there. Used when fd is -1. */
+    const char *name;
+    /* A TAP that someone opened with IFF_NO_PI (the kernel does not tell whether), or -1. Ours to
+     * close from success on. */
+    int fd;
     uint32_t mtu;       /* 0: the interface's, 1500 where it can't be asked */
     uint8_t mac[6];     /* all zero: made from the kernel's end, so that it stays the same */
     uint32_t pool_pkts; /* of 64 KiB, touched as they are used; 0: 256 */
     bool no_offload;    /* finished frames only, even if the kernel could do more */
-    uint32_t kernel_ip; /* host byte order: address of the kernel's end, which is brought up; 0: */
-    uint32_t
-        kernel_prefix; /* the kernel's end is left as it is. 1 to 32; by name only, needs root */
+    /* Address (host byte order) and prefix (1 to 32) for the kernel's end, which is then brought
+     * up; by name only, needs root. 0: the kernel's end stays as it is. */
+    uint32_t kernel_ip;
+    uint32_t kernel_prefix;
 };
 
 struct mn_tap_stats {

@@ -118,9 +118,6 @@ static int identify(struct mn_tap_dev *dev, const struct mn_tap_err *err)
         return mn_tap_fail(err, -EINVAL, "tap:%s: it is a TUN device, without Ethernet headers",
                            dev->name);
     }
-    if ((ifr.ifr_flags & IFF_NO_PI) == 0) {
-        return mn_tap_fail(err, -EINVAL, "tap:%s: it was opened without IFF_NO_PI", dev->name);
-    }
     dev->vnet = (ifr.ifr_flags & IFF_VNET_HDR) != 0;
     return 0;
 }
