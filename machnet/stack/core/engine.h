@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The engine as its host sees it. The host brings memory, time, randomness and wake-ups; the engine never asks for them.
+ * The engine as its host sees it. The host brings memory, time, randomness and wake-ups; the engine
+ * never asks for them.
  *
  *     mn_engine_open(&e, mem, mn_engine_bytes(&cfg), &cfg, nic, &host, now)
- *     loop: mn_engine_poll(e, now); sleep until mn_engine_deadline(e) or until the NIC or a channel has something
+ *     loop: mn_engine_poll(e, now); sleep until mn_engine_deadline(e) or until the NIC or a channel
+ * has something
  *
- * One thread calls into an engine. Times are nanoseconds of any monotonic clock, the same for all calls.
+ * One thread calls into an engine. Times are nanoseconds of any monotonic clock, the same for all
+ * calls.
  */
 #ifndef MN_ENGINE_H
 #define MN_ENGINE_H
@@ -17,39 +20,45 @@
 
 #define MN_NEVER UINT64_MAX
 
-/* Every limit and default of the engine. mn_config_defaults fills it; 0 is not a default except where it says so. */
+/* Every limit and default of the engine. mn_config_defaults fills it; 0 is not a default except
+ * where it says so. */
 struct mn_config {
-    uint32_t ip;             /* our address, host byte order */
-    uint32_t prefix;         /* 0..32 */
-    uint32_t gateway;        /* 0: none */
-    uint8_t secret[16];      /* key of the hash functions, ISNs and ports; from a good source, or from the test's seed */
-    uint32_t flows_max;      /* connections, 1..1<<20 */
-    uint32_t listeners_max;  /* 1..65535 */
-    uint32_t neighbors_max;  /* 8..65536 */
-    uint32_t lanes_max;      /* channels at once, 1..1024 */
-    uint32_t ooo_blocks_max; /* blocks of out-of-order data, 2 KiB each */
-    uint32_t ooo_ranges_max; /* per connection: separate out-of-order ranges, 4..1024 */
+    uint32_t ip;        /* our address, host byte order */
+    uint32_t prefix;    /* 0..32 */
+    uint32_t gateway;   /* 0: none */
+    uint8_t secret[16]; /* key of the hash functions, ISNs and ports; from a good source, or from
+                           the test's seed */
+    uint32_t flows_max; /* connections, 1..1<<20 */
+    uint32_t listeners_max;   /* 1..65535 */
+    uint32_t neighbors_max;   /* 8..65536 */
+    uint32_t lanes_max;       /* channels at once, 1..1024 */
+    uint32_t ooo_blocks_max;  /* blocks of out-of-order data, 2 KiB each */
+    uint32_t ooo_ranges_max;  /* per connection: separate out-of-order ranges, 4..1024 */
     uint32_t sack_ranges_max; /* per connection: ranges of the send scoreboard, 4..1024 */
-    uint32_t loop_slots;     /* frames from the engine to itself, power of two */
-    uint32_t poll_burst;     /* frames received per pass, 1..256 */
-    uint32_t poll_descs;     /* descriptors taken per channel and pass */
+    uint32_t loop_slots;      /* frames from the engine to itself, power of two */
+    uint32_t poll_burst;      /* frames received per pass, 1..256 */
+    uint32_t poll_descs;      /* descriptors taken per channel and pass */
 
-    uint32_t mss_min_bytes;    /* floor of the peer's MSS option (CVE-2019-11479 class) */
-    uint32_t rcv_buf_bytes;    /* receive window limit of a connection */
-    uint32_t initial_window;   /* segments, RFC 6928 */
+    uint32_t mss_min_bytes;  /* floor of the peer's MSS option (CVE-2019-11479 class) */
+    uint32_t rcv_buf_bytes;  /* receive window limit of a connection */
+    uint32_t initial_window; /* segments, RFC 6928 */
     uint32_t rto_initial_us, rto_min_us, rto_max_us;
-    uint32_t delack_us;        /* 0: acknowledge at once */
-    uint32_t msl_ms;           /* TIME-WAIT is twice this */
-    uint32_t fin_wait2_ms;     /* how long a half-closed connection that no application owns waits for the peer */
-    uint32_t r1_retries;       /* RFC 9293 3.8.3: advice to IP after that many retransmissions */
-    uint32_t user_timeout_ms;  /* R2 for data */
-    uint32_t syn_timeout_ms;   /* R2 for SYN */
-    uint32_t syn_backlog_max;  /* half-open connections per listener */
+    uint32_t delack_us;    /* 0: acknowledge at once */
+    uint32_t msl_ms;       /* TIME-WAIT is twice this */
+    uint32_t fin_wait2_ms; /* how long a half-closed connection that no application owns waits for
+                              the peer */
+    uint32_t r1_retries;   /* RFC 9293 3.8.3: advice to IP after that many retransmissions */
+    uint32_t user_timeout_ms; /* R2 for data */
+    uint32_t syn_timeout_ms;  /* R2 for SYN */
+    uint32_t syn_backlog_max; /* half-open connections per listener */
     uint32_t app_exit_linger_ms;
+    uint32_t eof_linger_ms; /* how long a framed flow stays open for answers after the peer's FIN */
     uint32_t keepalive_idle_s, keepalive_interval_s, keepalive_count;
-    uint32_t large_progress_ms; /* a message over 64 KiB that makes no progress for that long loses its turn and its flow */
+    uint32_t large_progress_ms; /* a message over 64 KiB that makes no progress for that long loses
+                                   its turn and its flow */
     uint32_t arp_reachable_ms, arp_retry_ms, arp_retries, arp_queue_pkts;
-    uint32_t rst_per_s, icmp_per_s, challenge_per_s; /* rate limits; challenge ACKs are per connection */
+    uint32_t rst_per_s, icmp_per_s,
+        challenge_per_s; /* rate limits; challenge ACKs are per connection */
     uint8_t ttl;
     uint8_t dscp;
     bool timestamps, sack, wscale;
@@ -58,7 +67,8 @@ struct mn_config {
 
 struct mn_host {
     void *ctx;
-    /* The application of lane `lane` sleeps and has something to look at. At most once per lane and pass. May be NULL. */
+    /* The application of lane `lane` sleeps and has something to look at. At most once per lane and
+     * pass. May be NULL. */
     void (*wake)(void *ctx, uint32_t lane);
 };
 
@@ -68,24 +78,32 @@ void mn_config_defaults(struct mn_config *cfg);
 /* NULL when cfg can be used, else the name of the field that is out of its range. */
 const char *mn_config_check(const struct mn_config *cfg);
 uint64_t mn_engine_bytes(const struct mn_config *cfg);
-/* mem: 64-aligned, zeroed, at least mn_engine_bytes(cfg). 0, -EINVAL (config), -ENOMEM (mem too small). The NIC stays the caller's. */
-int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes, const struct mn_config *cfg, struct mn_nic *nic,
-                   const struct mn_host *host, uint64_t now_ns);
-/* Gives all packets back to the NIC; connections vanish without a word (abort or close them first). */
+/* mem: 64-aligned, zeroed, at least mn_engine_bytes(cfg). 0, -EINVAL (config), -ENOMEM (mem too
+ * small). The NIC stays the caller's. */
+int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes,
+                   const struct mn_config *cfg, struct mn_nic *nic, const struct mn_host *host,
+                   uint64_t now_ns);
+/* Gives all packets back to the NIC; connections vanish without a word (abort or close them first).
+ */
 void mn_engine_close(struct mn_engine *e);
 
-/* One bounded pass. Returns the number of things done: frames, descriptors, timers. now_ns must not go back (if it does, it counts as standing still). */
+/* One bounded pass. Returns the number of things done: frames, descriptors, timers. now_ns must not
+ * go back (if it does, it counts as standing still). */
 uint32_t mn_engine_poll(struct mn_engine *e, uint64_t now_ns);
-/* When the engine wants to be polled next: the last now_ns while work remains, MN_NEVER when it waits for frames or channels only. */
+/* When the engine wants to be polled next: the last now_ns while work remains, MN_NEVER when it
+ * waits for frames or channels only. */
 uint64_t mn_engine_deadline(const struct mn_engine *e);
-/* Tells all applications whether they must kick the engine (it goes to sleep). With true: set, fence, and then true is returned if
- * there is nothing to do, so that sleeping is safe (the caller looks at the NIC itself). */
+/* Tells all applications whether they must kick the engine (it goes to sleep). With true: set,
+ * fence, and then true is returned if there is nothing to do, so that sleeping is safe (the caller
+ * looks at the NIC itself). */
 bool mn_engine_prepare_sleep(struct mn_engine *e);
 void mn_engine_cancel_sleep(struct mn_engine *e);
 
-/* Channels. region: formatted (mn_chan_format). priv: zeroed memory of mn_lane_priv_bytes. Returns the lane number or a negative errno. */
+/* Channels. region: formatted (mn_chan_format). priv: zeroed memory of mn_lane_priv_bytes. Returns
+ * the lane number or a negative errno. */
 uint64_t mn_lane_priv_bytes(const struct mn_chan_geometry *geo);
-int mn_engine_attach(struct mn_engine *e, void *region, uint64_t region_bytes, void *priv, uint64_t priv_bytes);
+int mn_engine_attach(struct mn_engine *e, void *region, uint64_t region_bytes, void *priv,
+                     uint64_t priv_bytes);
 /* The application is gone: what it published is still sent, its flows linger, then close. */
 int mn_engine_detach(struct mn_engine *e, uint32_t lane, uint32_t linger_ms);
 /* 0: the lane's memory is still needed; 1: free, the memory may go; -ENOENT. */
@@ -98,7 +116,8 @@ const struct mn_stats *mn_engine_stats(const struct mn_engine *e);
 
 /* What the pools hold: for leak checks and for `ss`. */
 struct mn_usage {
-    uint32_t tcbs, half_open, time_wait, listeners, neighbors, ooo_blocks, ooo_ranges, sack_ranges, lanes, loop_frames, timers;
+    uint32_t tcbs, half_open, time_wait, listeners, neighbors, ooo_blocks, ooo_ranges, sack_ranges,
+        lanes, loop_frames, timers;
 };
 void mn_engine_usage(const struct mn_engine *e, struct mn_usage *out);
 
@@ -117,8 +136,10 @@ struct mn_sock_info {
     uint8_t timer_kind;
     uint8_t pad[7];
 };
-/* Fills up to n entries from connection index *cursor on (0 first), listeners last; returns how many. */
-uint32_t mn_engine_sockets(const struct mn_engine *e, uint32_t *cursor, struct mn_sock_info *out, uint32_t n);
+/* Fills up to n entries from connection index *cursor on (0 first), listeners last; returns how
+ * many. */
+uint32_t mn_engine_sockets(const struct mn_engine *e, uint32_t *cursor, struct mn_sock_info *out,
+                           uint32_t n);
 
 /* RFC 9293 3.3.2, in the order of the states' life. */
 enum mn_tcp_state {

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The one NIC interface. A driver (wire, tap, pcap, dpdk) fills a struct mn_nic; middleware (capture, faults, trace) wraps
- * another one and answers the same calls. The engine is the only caller, from one thread per queue.
+ * The one NIC interface. A driver (wire, tap, pcap, dpdk) fills a struct mn_nic; middleware
+ * (capture, faults, trace) wraps another one and answers the same calls. The engine is the only
+ * caller, from one thread per queue.
  *
- * Packet life: rx_burst hands packets to the caller, who gives each one back with pkt_free or passes it to tx_burst.
- * tx_burst owns the packets it accepts (a prefix of the array) and leaves the rest with the caller.
+ * Packet life: rx_burst hands packets to the caller, who gives each one back with pkt_free or
+ * passes it to tx_burst. tx_burst owns the packets it accepts (a prefix of the array) and leaves
+ * the rest with the caller.
  */
 #ifndef MN_NIC_H
 #define MN_NIC_H
@@ -14,22 +16,28 @@
 /* State of the layer-4 checksum of a packet. */
 enum mn_csum_state {
     MN_CSUM_NONE = 0,    /* rx: nobody looked at it; tx: the frame carries the finished checksum */
-    MN_CSUM_PARTIAL = 1, /* the field holds the pseudo-header sum; the device finishes (tx) or the sender never did (rx) */
-    MN_CSUM_VALID = 2,   /* rx only: the device verified it; believed only with caps.rx_csum_trusted */
+    MN_CSUM_PARTIAL = 1, /* the field holds the pseudo-header sum; the device finishes (tx) or the
+                            sender never did (rx) */
+    MN_CSUM_VALID =
+        2, /* rx only: the device verified it; believed only with caps.rx_csum_trusted */
 };
 
-/* One frame, or one piece of a frame: the pieces after the first hang on `next` and hold payload only. */
+/* One frame, or one piece of a frame: the pieces after the first hang on `next` and hold payload
+ * only. */
 struct mn_pkt {
     uint8_t *data;       /* first byte of the frame (of this piece) */
     uint32_t len;        /* bytes in this piece */
     uint32_t room;       /* bytes that may be written at data */
     struct mn_pkt *next; /* next piece of the same frame, or NULL */
-    uint16_t gso_size;   /* payload bytes of each segment the frame stands for; 0: it is one wire frame */
-    uint16_t l4_off;     /* offset of the layer-4 header, valid when csum is PARTIAL or gso_size is not 0 */
-    uint16_t csum_off;   /* offset of the checksum field from l4_off */
-    uint8_t csum;        /* enum mn_csum_state */
+    uint16_t
+        gso_size; /* payload bytes of each segment the frame stands for; 0: it is one wire frame */
+    uint16_t
+        l4_off; /* offset of the layer-4 header, valid when csum is PARTIAL or gso_size is not 0 */
+    uint16_t csum_off; /* offset of the checksum field from l4_off */
+    uint8_t csum;      /* enum mn_csum_state */
     uint8_t pad;
-    uint64_t drv; /* the driver's own */
+    uint64_t drv;        /* the driver's own */
+    struct mn_pkt *link; /* free for whoever holds the packet: the next frame of a list */
 };
 
 struct mn_nic;
@@ -39,7 +47,8 @@ struct mn_nic_ops {
     uint32_t (*rx_burst)(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts, uint32_t n);
     /* Hands over up to n frames; returns how many were taken (a prefix). */
     uint32_t (*tx_burst)(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts, uint32_t n);
-    /* A packet with room for at least `size` bytes (at most caps.tx_max_frame), len 0; NULL when there is none. */
+    /* A packet with room for at least `size` bytes (at most caps.tx_max_frame), len 0; NULL when
+     * there is none. */
     struct mn_pkt *(*pkt_alloc)(struct mn_nic *nic, uint32_t queue, uint32_t size);
     /* Gives a packet back with all its pieces. */
     void (*pkt_free)(struct mn_nic *nic, uint32_t queue, struct mn_pkt *pkt);
@@ -62,7 +71,8 @@ struct mn_nic {
     uint8_t mac[6];
     uint8_t link_up;
     uint8_t pad;
-    int rx_fd; /* descriptor that polls readable when a frame waits, -1 if there is none; used by hosts, never by the core */
+    int rx_fd; /* descriptor that polls readable when a frame waits, -1 if there is none; used by
+                  hosts, never by the core */
 };
 
 #endif

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT */
+/* Connections and listeners by address: chained hash tables under a secret key, and the choice of
+ * local ports. */
+#include "engine_int.h"
+
+enum { USE_TABLE = 1, USE_LISTEN = 2, USE_PORT = 3 };
+
+#define PORT_FIRST 32768u
+#define PORT_COUNT 28232u /* up to 60999, Linux's range */
+
+static uint32_t flow_bucket(const struct mn_engine *e, uint32_t laddr, uint16_t lport,
+                            uint32_t raddr, uint16_t rport)
+{
+    return (uint32_t)mn_siphash_flow(e->key, laddr, lport, raddr, rport, USE_TABLE) & e->flow_mask;
+}
+
+static bool flow_is(const struct mn_tcb *t, uint32_t laddr, uint16_t lport, uint32_t raddr,
+                    uint16_t rport)
+{
+    return t->raddr == raddr && t->rport == rport && t->lport == lport && t->laddr == laddr;
+}
+
+struct mn_tcb *mn_flow_find(struct mn_engine *e, uint32_t laddr, uint16_t lport, uint32_t raddr,
+                            uint16_t rport)
+{
+    if (e->last_hit != MN_NIL) {
+        struct mn_tcb *t = mn_tcb_at(e, e->last_hit);
+
+        if (MN_LIKELY(flow_is(t, laddr, lport, raddr, rport))) {
+            return t;
+        }
+    }
+    uint32_t i = e->flow_buckets[flow_bucket(e, laddr, lport, raddr, rport)];
+
+    while (i != MN_NIL) {
+        struct mn_tcb *t = mn_tcb_at(e, i);
+
+        if (flow_is(t, laddr, lport, raddr, rport)) {
+            e->last_hit = i;
+            return t;
+        }
+        i = t->hash_next;
+    }
+    return NULL;
+}
+
+void mn_flow_insert(struct mn_engine *e, struct mn_tcb *t)
+{
+    uint32_t b = flow_bucket(e, t->laddr, t->lport, t->raddr, t->rport);
+
+    t->hash_next = e->flow_buckets[b];
+    e->flow_buckets[b] = mn_tcb_index(e, t);
+    t->flags |= MN_TF_HASHED;
+}
+
+void mn_flow_remove(struct mn_engine *e, struct mn_tcb *t)
+{
+    uint32_t me = mn_tcb_index(e, t);
+    uint32_t *at = &e->flow_buckets[flow_bucket(e, t->laddr, t->lport, t->raddr, t->rport)];
+
+    if ((t->flags & MN_TF_HASHED) == 0) {
+        return;
+    }
+    if (e->last_hit == me) {
+        e->last_hit = MN_NIL;
+    }
+    while (*at != me) {
+        MN_ASSERT(*at != MN_NIL);
+        at = &mn_tcb_at(e, *at)->hash_next;
+    }
+    *at = t->hash_next;
+    t->flags &= ~MN_TF_HASHED;
+}
+
+static uint32_t listen_bucket(const struct mn_engine *e, uint16_t port)
+{
+    return (uint32_t)mn_siphash2(e->key, port, USE_LISTEN) & e->listen_mask;
+}
+
+static uint32_t listener_exact(const struct mn_engine *e, uint32_t ip, uint16_t port)
+{
+    uint32_t i = e->listen_buckets[listen_bucket(e, port)];
+
+    while (i != MN_NIL) {
+        const struct mn_listener *l = &e->listeners[i];
+
+        if (l->port == port && l->ip == ip) {
+            return i;
+        }
+        i = l->hash_next;
+    }
+    return MN_NIL;
+}
+
+/* A listener on the address itself goes before one on any address. */
+uint32_t mn_listener_find(struct mn_engine *e, uint32_t ip, uint16_t port)
+{
+    uint32_t i = listener_exact(e, ip, port);
+
+    return i != MN_NIL ? i : listener_exact(e, 0, port);
+}
+
+int64_t mn_listener_add(struct mn_engine *e, uint32_t ip, uint16_t port, uint8_t proto,
+                        uint32_t lane, uint32_t backlog)
+{
+    if (listener_exact(e, ip, port) != MN_NIL) {
+        return -EADDRINUSE;
+    }
+    uint32_t i = mn_pool_get(&e->listener_pool);
+
+    if (i == MN_NIL) {
+        return -ENOBUFS;
+    }
+    uint32_t b = listen_bucket(e, port);
+    e->next_listener_id = e->next_listener_id == 0x7fffffffu ? 1 : e->next_listener_id + 1;
+    e->listeners[i] = (struct mn_listener){
+        .ip = ip,
+        .port = port,
+        .proto = proto,
+        .live = 1,
+        .lane = lane,
+        .id = e->next_listener_id,
+        .hash_next = e->listen_buckets[b],
+        .backlog = backlog,
+    };
+    e->listen_buckets[b] = i;
+    return e->listeners[i].id;
+}
+
+void mn_listener_remove(struct mn_engine *e, uint32_t index)
+{
+    struct mn_listener *l = &e->listeners[index];
+    uint32_t *at = &e->listen_buckets[listen_bucket(e, l->port)];
+
+    MN_ASSERT(l->live);
+    while (*at != index) {
+        MN_ASSERT(*at != MN_NIL);
+        at = &e->listeners[*at].hash_next;
+    }
+    *at = l->hash_next;
+    l->live = 0;
+    mn_pool_put(&e->listener_pool, index);
+}
+
+/*
+ * RFC 6056, algorithm 4 in spirit: a keyed offset per destination plus a counter, so that ports to
+ * one destination do not repeat soon and tell nothing about those to another. The counter moves by
+ * a small random step.
+ */
+int32_t mn_port_choose(struct mn_engine *e, uint32_t laddr, uint32_t raddr, uint16_t rport)
+{
+    uint32_t base = (uint32_t)mn_siphash_flow(e->key, laddr, 0, raddr, rport, USE_PORT);
+
+    e->port_offset += 1 + ((uint32_t)mn_random(e) & 7);
+    for (uint32_t n = 0; n < PORT_COUNT; n++) {
+        uint16_t port = (uint16_t)(PORT_FIRST + (base + e->port_offset + n) % PORT_COUNT);
+
+        if (mn_flow_find(e, laddr, port, raddr, rport) == NULL &&
+            mn_listener_find(e, laddr, port) == MN_NIL) {
+            return port;
+        }
+    }
+    return -EADDRNOTAVAIL;
+}

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Receive buffers of a lane: who gets one, and the way to the application and back.
+ *
+ * Rules that keep a pool of buffers from locking up (DESIGN.md, rule 5). A message begins only when
+ * the buffers for all of it can be promised; what is promised (rx_claimed) nobody else gets. The
+ * last rx_reserve buffers are for flows that hold fewer than two. A message over MN_LARGE_MSG_BYTES
+ * is the lane's only one of its kind; while it collects its buffers others may not go below what it
+ * still needs. What waits, waits in order.
+ */
+#include "engine_int.h"
+
+static uint32_t rx_available(const struct mn_lane *l)
+{
+    return l->rx_n_free + (l->geo.rx_bufs - l->rx_high);
+}
+
+static uint32_t rx_take(struct mn_lane *l)
+{
+    return l->rx_n_free > 0 ? l->rx_free[--l->rx_n_free] : l->rx_high++;
+}
+
+/* Buffers that a flow may still ask for, beyond what others were promised. */
+static uint32_t rx_quota(const struct mn_lane *l, const struct mn_slot *s)
+{
+    uint32_t free = rx_available(l);
+    uint32_t kept = l->rx_claimed + (s->held_bufs < 2 ? 0 : l->rx_reserve);
+
+    return free > kept ? free - kept : 0;
+}
+
+uint32_t mn_lane_rx_alloc(struct mn_lane *l, struct mn_slot *s)
+{
+    if (s->reserved_bufs > 0) {
+        MN_ASSERT(l->rx_claimed > 0 && rx_available(l) > 0);
+        s->reserved_bufs--;
+        l->rx_claimed--;
+    } else if (rx_quota(l, s) == 0) {
+        return MN_NIL;
+    }
+    uint32_t b = rx_take(l);
+    MN_ASSERT(!l->rxbufs[b].shared);
+    l->rxbufs[b] = (struct mn_rxbuf){.next = MN_NIL};
+    s->held_bufs++;
+    return b;
+}
+
+void mn_lane_rx_unget(struct mn_lane *l, struct mn_slot *s, uint32_t b)
+{
+    MN_ASSERT(b < l->rx_high && !l->rxbufs[b].shared && l->rx_n_free < l->geo.rx_bufs);
+    l->rx_free[l->rx_n_free++] = b;
+    s->held_bufs--;
+}
+
+void mn_lane_rx_drop(struct mn_lane *l, struct mn_slot *s)
+{
+    while (s->asm_first != MN_NIL) {
+        uint32_t next = l->rxbufs[s->asm_first].next;
+
+        mn_lane_rx_unget(l, s, s->asm_first);
+        s->asm_first = next;
+    }
+    s->asm_last = MN_NIL;
+    l->rx_claimed -= s->reserved_bufs;
+    s->reserved_bufs = 0;
+}
+
+static void list_push(struct mn_lane *l, struct mn_list *q, struct mn_slot *s)
+{
+    uint32_t me = (uint32_t)(s - l->slots);
+
+    s->wait_next = MN_NIL;
+    if (q->head == MN_NIL) {
+        q->head = me;
+    } else {
+        l->slots[q->tail].wait_next = me;
+    }
+    q->tail = me;
+}
+
+static void list_remove(struct mn_lane *l, struct mn_list *q, struct mn_slot *s)
+{
+    uint32_t me = (uint32_t)(s - l->slots), *at = &q->head, prev = MN_NIL;
+
+    while (*at != MN_NIL && *at != me) {
+        prev = *at;
+        at = &l->slots[*at].wait_next;
+    }
+    if (*at == me) {
+        *at = s->wait_next;
+        if (q->tail == me) {
+            q->tail = prev;
+        }
+    }
+}
+
+/* Promises the buffers of the message that begins; false: not now, the slot waits in line. */
+bool mn_lane_reserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
+{
+    uint32_t need = s->msg_len == 0 ? 1 : (s->msg_len + l->geo.buf_bytes - 1) / l->geo.buf_bytes;
+    bool large = s->msg_len > MN_LARGE_MSG_BYTES;
+    uint32_t me = (uint32_t)(s - l->slots);
+    struct mn_list *line = large ? &l->large : &l->blocked;
+    uint32_t wait_flag = large ? MN_SF_WAIT_LARGE : MN_SF_BLOCKED;
+    uint32_t free = rx_available(l) > l->rx_claimed ? rx_available(l) - l->rx_claimed : 0;
+    bool first = line->head == MN_NIL || line->head == me;
+    bool fits;
+
+    if (large) {
+        fits = first && l->large_slot == MN_NIL && free >= need + l->rx_reserve;
+    } else {
+        uint32_t kept = s->held_bufs + need <= 2 ? 0 : l->rx_reserve;
+        /* While a large message waits for buffers, small ones live on the reserve. */
+        bool yield = l->large.head != MN_NIL && l->large_slot == MN_NIL && s->held_bufs + need > 2;
+
+        fits = (first || need <= 2) && !yield && free >= need + kept;
+    }
+    if (!fits) {
+        if ((s->flags & wait_flag) == 0) {
+            s->flags |= wait_flag;
+            list_push(l, line, s);
+        }
+        return false;
+    }
+    if ((s->flags & wait_flag) != 0) {
+        s->flags &= ~wait_flag;
+        list_remove(l, line, s);
+    }
+    if (large) {
+        s->flags |= MN_SF_HAS_LARGE;
+        l->large_slot = me;
+        s->progress_ns = e->now_ns;
+        mn_timer_arm(&e->wheel, &l->timer, e->now_ns + e->cfg.large_progress_ms * MN_NS_PER_MS);
+    }
+    s->reserved_bufs = need;
+    l->rx_claimed += need;
+    return true;
+}
+
+/* Gives up promises and places in lines: the message is complete, or its flow has ended. */
+void mn_lane_unreserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
+{
+    (void)e;
+    l->rx_claimed -= s->reserved_bufs;
+    s->reserved_bufs = 0;
+    if ((s->flags & MN_SF_HAS_LARGE) != 0) {
+        s->flags &= ~MN_SF_HAS_LARGE;
+        l->large_slot = MN_NIL;
+    }
+    if ((s->flags & MN_SF_WAIT_LARGE) != 0) {
+        s->flags &= ~MN_SF_WAIT_LARGE;
+        list_remove(l, &l->large, s);
+    }
+    if ((s->flags & MN_SF_BLOCKED) != 0) {
+        s->flags &= ~MN_SF_BLOCKED;
+        list_remove(l, &l->blocked, s);
+    }
+}
+
+/* A stream found no buffer: it stands in line for the next one. */
+void mn_lane_rx_block(struct mn_lane *l, struct mn_slot *s)
+{
+    if ((s->flags & MN_SF_BLOCKED) == 0) {
+        s->flags |= MN_SF_BLOCKED;
+        list_push(l, &l->blocked, s);
+    }
+}
+
+void mn_lane_deliver(struct mn_lane *l, struct mn_slot *s, uint32_t buf, uint16_t flags)
+{
+    struct mn_desc *d;
+
+    /* There is a slot for every buffer and two marks per flow, so the ring has room unless the
+     * application lies about its index. */
+    if (mn_ring_free(&l->deliver, 1) <= 0) {
+        mn_lane_kill(l, EPROTO);
+        return;
+    }
+    d = mn_desc_slot(&l->deliver);
+    *d = (struct mn_desc){.buf = buf, .flow = mn_lane_flow_id(l, s), .flags = flags};
+    if (buf != MN_BUF_NONE) {
+        struct mn_rxbuf *b = &l->rxbufs[buf];
+
+        d->len = b->len;
+        b->shared = 1;
+        b->flow = d->flow;
+        s->unread_bytes += b->len;
+    }
+    l->deliver.pos++;
+}
+
+static void slot_touch(struct mn_lane *l, struct mn_slot *s)
+{
+    uint32_t me = (uint32_t)(s - l->slots);
+
+    if ((s->flags & MN_SF_TOUCHED) != 0 || s->tcb == MN_NIL) {
+        return;
+    }
+    s->flags |= MN_SF_TOUCHED;
+    s->next = l->touched.head;
+    l->touched.head = me;
+}
+
+static bool buffer_back(struct mn_lane *l, uint32_t b)
+{
+    if (b >= l->rx_high || !l->rxbufs[b].shared) {
+        return false; /* never given out, or given back twice */
+    }
+    struct mn_rxbuf *buf = &l->rxbufs[b];
+    struct mn_slot *s = &l->slots[MN_FLOW_SLOT(buf->flow)];
+
+    buf->shared = 0;
+    l->rx_free[l->rx_n_free++] = b;
+    if (s->gen == MN_FLOW_GEN(buf->flow) && s->state != MN_SLOT_FREE) {
+        s->unread_bytes -= buf->len;
+        s->held_bufs--;
+        slot_touch(l, s);
+    }
+    return true;
+}
+
+/* Lets those who wait for buffers try again, in order, as long as it helps. */
+static void wake_waiting(struct mn_engine *e, struct mn_lane *l, struct mn_list *line,
+                         uint32_t flag)
+{
+    for (uint32_t n = 0; n < 64 && line->head != MN_NIL; n++) {
+        struct mn_slot *s = &l->slots[line->head];
+
+        MN_ASSERT(s->tcb != MN_NIL);
+        if (s->proto == MN_PROTO_STREAM) {
+            if (rx_quota(l, s) == 0) {
+                return;
+            }
+            s->flags &= ~flag;
+            list_remove(l, line, s);
+        } else if (!mn_lane_reserve(e, l, s)) {
+            return;
+        }
+        mn_tcp_space(e, mn_tcb_at(e, s->tcb));
+    }
+}
+
+void mn_lane_released(struct mn_engine *e, struct mn_lane *l)
+{
+    int64_t n = mn_ring_avail(&l->released);
+    const uint32_t *slots = l->released.slots;
+
+    if (n < 0) {
+        mn_lane_kill(l, EPROTO);
+        return;
+    }
+    for (; n > 0; n--) {
+        if (!buffer_back(l, slots[l->released.pos & l->released.mask])) {
+            mn_lane_kill(l, EPROTO);
+            return;
+        }
+        l->released.pos++;
+    }
+    mn_ring_consume(&l->released);
+    while (l->touched.head != MN_NIL) {
+        struct mn_slot *s = &l->slots[l->touched.head];
+
+        l->touched.head = s->next;
+        s->flags &= ~MN_SF_TOUCHED;
+        if (s->tcb != MN_NIL) {
+            mn_tcp_space(e, mn_tcb_at(e, s->tcb));
+        }
+    }
+    wake_waiting(e, l, &l->large, MN_SF_WAIT_LARGE);
+    wake_waiting(e, l, &l->blocked, MN_SF_BLOCKED);
+}
+
+/*
+ * What the peer may still send. What the application has not given back counts against the flow's
+ * limit; a message under way may always be finished, so that one larger than the limit gets
+ * through, and the promised edge ends with it.
+ */
+uint32_t mn_lane_rx_space(struct mn_engine *e, struct mn_tcb *t)
+{
+    const struct mn_lane *l = e->lanes[t->lane];
+    const struct mn_slot *s = &l->slots[t->slot];
+    uint32_t used = s->unread_bytes + t->ooo_bytes;
+    uint32_t space = t->rcv_buf > used ? t->rcv_buf - used : 0;
+    uint32_t room;
+
+    if ((s->flags & MN_SF_IN_MSG) != 0 && (s->flags & (MN_SF_WAIT_LARGE | MN_SF_BLOCKED)) == 0) {
+        return mn_max_u32(space, mn_min_u32(s->msg_len - s->msg_have, t->rcv_buf));
+    }
+    if ((s->flags & (MN_SF_WAIT_LARGE | MN_SF_BLOCKED)) != 0) {
+        return mn_min_u32(space, 2 * t->mss); /* standing in line: no more than can wait */
+    }
+    /* Half of what the pool can give, so that several flows find something left; never below two
+     * segments. */
+    room = rx_quota(l, s) / 2 * l->geo.buf_bytes;
+    return mn_min_u32(space, mn_max_u32(room, 2 * t->mss));
+}

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: MIT */
+/* The life of a connection: allocation, open, close, abort, and what its user may ask for (RFC
+ * 9293, 3.10.1 to 3.10.6). */
+#include "engine_int.h"
+
+enum { USE_ISN = 11, USE_TS = 12 };
+
+struct mn_tcb *mn_tcb_alloc(struct mn_engine *e)
+{
+    uint32_t i = mn_pool_get(&e->tcb_pool);
+
+    if (i == MN_NIL) {
+        return NULL;
+    }
+    struct mn_tcb *t = mn_tcb_at(e, i);
+    memset(t, 0, sizeof(*t));
+    t->hash_next = t->out_next = t->out_prev = MN_NIL;
+    t->ooo_head = t->sack_head = MN_NIL;
+    t->nbr = t->lane = t->slot = t->listener = MN_NIL;
+    t->timer.kind = MN_TIMER_TCB;
+    t->ttl = e->cfg.ttl;
+    t->tos = (uint8_t)(e->cfg.dscp << 2);
+    t->rto_us = e->cfg.rto_initial_us;
+    t->rcv_buf = e->cfg.rcv_buf_bytes;
+    t->user_timeout_ms = e->cfg.user_timeout_ms;
+    t->linger_ms = MN_LINGER_DEFAULT;
+    t->keep_idle_s = e->cfg.keepalive_idle_s;
+    t->keep_interval_s = e->cfg.keepalive_interval_s;
+    t->keep_count = (uint16_t)e->cfg.keepalive_count;
+    t->last_rx_ns = e->now_ns;
+    return t;
+}
+
+static void dirty_unlink(struct mn_engine *e, struct mn_tcb *t)
+{
+    if ((t->flags & MN_TF_DIRTY) == 0) {
+        return;
+    }
+    if (t->out_prev != MN_NIL) {
+        mn_tcb_at(e, t->out_prev)->out_next = t->out_next;
+    } else {
+        e->dirty_head = t->out_next;
+    }
+    if (t->out_next != MN_NIL) {
+        mn_tcb_at(e, t->out_next)->out_prev = t->out_prev;
+    } else {
+        e->dirty_tail = t->out_prev;
+    }
+    t->out_next = t->out_prev = MN_NIL;
+    t->flags &= ~MN_TF_DIRTY;
+}
+
+void mn_tcp_mark_dirty(struct mn_engine *e, struct mn_tcb *t)
+{
+    uint32_t me = mn_tcb_index(e, t);
+
+    if ((t->flags & MN_TF_DIRTY) != 0) {
+        return;
+    }
+    t->flags |= MN_TF_DIRTY;
+    t->out_prev = e->dirty_tail;
+    t->out_next = MN_NIL;
+    if (e->dirty_tail != MN_NIL) {
+        mn_tcb_at(e, e->dirty_tail)->out_next = me;
+    } else {
+        e->dirty_head = me;
+    }
+    e->dirty_tail = me;
+}
+
+/* The next connection with something to send, off the list; NULL at its end. */
+struct mn_tcb *mn_tcp_next_dirty(struct mn_engine *e)
+{
+    if (e->dirty_head == MN_NIL) {
+        return NULL;
+    }
+    struct mn_tcb *t = mn_tcb_at(e, e->dirty_head);
+    dirty_unlink(e, t);
+    return t;
+}
+
+static void half_open_count(struct mn_engine *e, struct mn_tcb *t, int32_t by)
+{
+    struct mn_listener *l;
+
+    e->half_open += (uint32_t)by;
+    if (t->listener == MN_NIL) {
+        return;
+    }
+    l = &e->listeners[t->listener];
+    if (l->live && l->id == t->listener_id) {
+        l->half_open += (uint32_t)by;
+    }
+}
+
+void mn_tcp_set_state(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_state state)
+{
+    if (t->state == state) {
+        return;
+    }
+    if (t->state == MN_TCP_SYN_RECEIVED && (t->flags & MN_TF_PASSIVE) != 0) {
+        half_open_count(e, t, -1);
+    }
+    if (t->state == MN_TCP_TIME_WAIT) {
+        e->time_wait--;
+    }
+    t->state = (uint8_t)state;
+    if (state == MN_TCP_SYN_RECEIVED && (t->flags & MN_TF_PASSIVE) != 0) {
+        half_open_count(e, t, 1);
+    }
+    if (state == MN_TCP_TIME_WAIT) {
+        e->time_wait++;
+    }
+}
+
+void mn_tcb_free(struct mn_engine *e, struct mn_tcb *t)
+{
+    mn_tcp_set_state(e, t, MN_TCP_CLOSED);
+    dirty_unlink(e, t);
+    mn_timer_disarm(&e->wheel, &t->timer);
+    mn_flow_remove(e, t);
+    mn_ooo_clear(e, t);
+    mn_sack_clear(e, t);
+    t->user = NULL;
+    mn_pool_put(&e->tcb_pool, mn_tcb_index(e, t));
+}
+
+void mn_tcp_drop(struct mn_engine *e, struct mn_tcb *t, int err)
+{
+    const struct mn_tcp_user *user = t->user;
+
+    if (user != NULL) {
+        user->event(e, t, MN_TCP_EV_CLOSED, err);
+    }
+    mn_tcb_free(e, t);
+}
+
+/* RFC 6528: a 4 us clock plus a keyed hash of the addresses; unpredictable from outside, rising for
+ * one pair of them. */
+uint32_t mn_tcp_iss(struct mn_engine *e, const struct mn_tcb *t)
+{
+    if (e->isn_is_forced) {
+        return e->isn_forced;
+    }
+    return (uint32_t)(e->now_ns / 4000) +
+           (uint32_t)mn_siphash_flow(e->key, t->laddr, t->lport, t->raddr, t->rport, USE_ISN);
+}
+
+/* Milliseconds with an offset per connection, so that they tell neither uptime nor which hosts are
+ * one (RFC 7323, 5.4). */
+uint32_t mn_tcp_ts_now(const struct mn_engine *e, const struct mn_tcb *t)
+{
+    return (uint32_t)(e->now_ns / MN_NS_PER_MS) + t->ts_offset;
+}
+
+void mn_tcp_set_mss(struct mn_engine *e, struct mn_tcb *t, uint32_t peer_mss)
+{
+    uint32_t mss = mn_min_u32(peer_mss, e->nic->caps.mtu - MN_IPV4_HLEN - MN_TCP_HLEN);
+
+    if (t->maxseg != 0) {
+        mss = mn_min_u32(mss, t->maxseg);
+    }
+    mss = mn_max_u32(mss, e->cfg.mss_min_bytes);
+    t->mss_opt = mss;
+    t->mss = mss - ((t->flags & MN_TF_TS) != 0 ? MN_TCP_OPTS_TS_LEN : 0);
+    t->cc.mss = t->mss;
+}
+
+/* What both kinds of open set up, once addresses and ports are known. */
+static void conn_init(struct mn_engine *e, struct mn_tcb *t)
+{
+    uint32_t scale = 0;
+
+    t->iss = mn_tcp_iss(e, t);
+    t->snd_una = t->snd_nxt = t->iss;
+    t->snd_end = t->iss + 1;
+    t->recover = t->rtx_nxt = t->iss;
+    t->ts_offset =
+        (uint32_t)mn_siphash_flow(e->key, t->laddr, t->lport, t->raddr, t->rport, USE_TS);
+    while (scale < MN_TCP_WSCALE_MAX && (65535u << scale) < t->rcv_buf) {
+        scale++;
+    }
+    t->rcv_wscale = (uint8_t)scale;
+    mn_flow_insert(e, t);
+}
+
+struct mn_tcb *mn_tcp_passive(struct mn_engine *e, const struct mn_seg *s, uint32_t listener)
+{
+    struct mn_tcb *t = mn_tcb_alloc(e);
+
+    if (t == NULL) {
+        return NULL;
+    }
+    t->flags |= MN_TF_PASSIVE;
+    t->laddr = s->dst;
+    t->raddr = s->src;
+    t->lport = s->dport;
+    t->rport = s->sport;
+    t->listener = listener;
+    t->listener_id = e->listeners[listener].id;
+    conn_init(e, t);
+    mn_tcp_set_state(e, t, MN_TCP_SYN_RECEIVED);
+    e->stats.tcp_passive_opens++;
+    return t;
+}
+
+static int check_remote(const struct mn_engine *e, uint32_t raddr, uint16_t rport)
+{
+    if (rport == 0 || mn_ip_is_martian_source(raddr) || mn_ip_is_broadcast(e, raddr)) {
+        return -EINVAL;
+    }
+    return 0;
+}
+
+int mn_tcp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uint16_t lport,
+                   uint32_t raddr, uint16_t rport, const struct mn_tcp_user *user,
+                   uint32_t timeout_ms)
+{
+    int err = check_remote(e, raddr, rport);
+
+    if (err != 0) {
+        return err;
+    }
+    if (laddr == 0) {
+        laddr = e->cfg.ip;
+    }
+    if (!mn_ip_is_local(e, laddr)) {
+        return -EADDRNOTAVAIL;
+    }
+    uint32_t nbr = MN_NIL;
+    if (!mn_ip_is_local(e, raddr)) {
+        nbr = mn_ip_route(e, raddr);
+        if (nbr == MN_NIL) {
+            return -ENETUNREACH;
+        }
+    }
+    if (lport == 0) {
+        int32_t port = mn_port_choose(e, laddr, raddr, rport);
+
+        if (port < 0) {
+            return port;
+        }
+        lport = (uint16_t)port;
+    }
+    if (mn_flow_find(e, laddr, lport, raddr, rport) != NULL) {
+        return -EADDRINUSE;
+    }
+    if (laddr == raddr && lport == rport) {
+        return -EADDRNOTAVAIL;
+    }
+    struct mn_tcb *t = mn_tcb_alloc(e);
+    if (t == NULL) {
+        return -ENOBUFS;
+    }
+    t->laddr = laddr;
+    t->lport = lport;
+    t->raddr = raddr;
+    t->rport = rport;
+    t->nbr = nbr;
+    t->user = user;
+    conn_init(e, t);
+    mn_tcp_set_state(e, t, MN_TCP_SYN_SENT);
+    e->stats.tcp_active_opens++;
+    mn_tcp_timer_set(e, t, &t->wait_at,
+                     e->now_ns +
+                         (timeout_ms != 0 ? timeout_ms : e->cfg.syn_timeout_ms) * MN_NS_PER_MS);
+    t->flags |= MN_TF_RTX_ONE;
+    mn_tcp_mark_dirty(e, t);
+    *out = t;
+    return 0;
+}
+
+void mn_tcp_established(struct mn_engine *e, struct mn_tcb *t)
+{
+    uint32_t iw = e->cfg.initial_window;
+
+    mn_tcp_set_state(e, t, MN_TCP_ESTABLISHED);
+    e->stats.tcp_established++;
+    t->wait_at = 0;
+    t->retries = 0;
+    if ((t->flags & MN_TF_SYN_TIMEOUT) != 0) {
+        /* A lost SYN: RFC 6298 5.7 wants 3 s, RFC 5681 3.1 one segment. */
+        t->rto_us = mn_max_u32(t->rto_us, 3000000);
+        iw = 1;
+    }
+    t->backoff = 0;
+    mn_cc_init(&t->cc, &mn_cc_reno, t->mss, iw);
+    t->recover = t->iss;
+    t->rtx_nxt = t->snd_una;
+    t->flags &= ~MN_TF_KARN;
+    if ((t->flags & MN_TF_FIN_QUEUED) != 0) {
+        mn_tcp_set_state(e, t, MN_TCP_FIN_WAIT_1);
+    }
+    mn_tcp_keep_touch(e, t);
+    mn_tcp_mark_dirty(e, t);
+}
+
+void mn_tcp_enter_time_wait(struct mn_engine *e, struct mn_tcb *t)
+{
+    const struct mn_tcp_user *user = t->user;
+
+    mn_tcp_set_state(e, t, MN_TCP_TIME_WAIT);
+    mn_tcp_rtx_stop(t);
+    t->keep_at = 0;
+    mn_sack_clear(e, t);
+    mn_ooo_clear(e, t);
+    mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + 2 * e->cfg.msl_ms * MN_NS_PER_MS);
+    /* Everything of the user's has been sent and acknowledged: it is free to forget the connection.
+     */
+    t->user = NULL;
+    if (user != NULL) {
+        user->event(e, t, MN_TCP_EV_CLOSED, 0);
+    }
+}
+
+void mn_tcp_queued(struct mn_engine *e, struct mn_tcb *t, uint32_t bytes)
+{
+    MN_ASSERT((t->flags & MN_TF_FIN_QUEUED) == 0);
+    t->snd_end += bytes;
+    mn_tcp_mark_dirty(e, t);
+}
+
+void mn_tcp_urgent(struct mn_engine *e, struct mn_tcb *t)
+{
+    t->snd_up = t->snd_end;
+    t->flags |= MN_TF_URG_SND;
+    mn_tcp_mark_dirty(e, t);
+}
+
+void mn_tcp_shutdown(struct mn_engine *e, struct mn_tcb *t)
+{
+    if ((t->flags & MN_TF_FIN_QUEUED) != 0) {
+        return;
+    }
+    t->flags |= MN_TF_FIN_QUEUED;
+    t->flags &= ~MN_TF_MORE;
+    if (t->state == MN_TCP_ESTABLISHED) {
+        mn_tcp_set_state(e, t, MN_TCP_FIN_WAIT_1);
+    } else if (t->state == MN_TCP_CLOSE_WAIT) {
+        t->wait_at = 0;
+        mn_tcp_set_state(e, t, MN_TCP_LAST_ACK);
+    }
+    mn_tcp_mark_dirty(e, t);
+}
+
+void mn_tcp_abort(struct mn_engine *e, struct mn_tcb *t, int err)
+{
+    switch (t->state) {
+    case MN_TCP_SYN_RECEIVED:
+    case MN_TCP_ESTABLISHED:
+    case MN_TCP_FIN_WAIT_1:
+    case MN_TCP_FIN_WAIT_2:
+    case MN_TCP_CLOSE_WAIT:
+        mn_tcp_send_rst(e, t);
+        break;
+    default:
+        break;
+    }
+    mn_tcp_drop(e, t, err);
+}
+
+void mn_tcp_doom(struct mn_engine *e, struct mn_tcb *t, int err)
+{
+    if ((t->flags & MN_TF_DOOMED) == 0) {
+        t->flags |= MN_TF_DOOMED;
+        t->doom_err = err;
+    }
+    mn_tcp_mark_dirty(e, t);
+}
+
+void mn_tcp_orphan(struct mn_engine *e, struct mn_tcb *t, uint32_t linger_ms, bool unread)
+{
+    t->flags |= MN_TF_ORPHAN;
+    if (linger_ms == 0 || unread || t->state == MN_TCP_SYN_SENT) {
+        mn_tcp_abort(e, t, ECONNABORTED);
+        return;
+    }
+    mn_tcp_shutdown(e, t);
+    if (t->state == MN_TCP_FIN_WAIT_2) {
+        mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + e->cfg.fin_wait2_ms * MN_NS_PER_MS);
+    } else if (linger_ms != MN_LINGER_DEFAULT) {
+        mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + linger_ms * MN_NS_PER_MS);
+    }
+}
+
+/* RFC 9293 3.8.6.2.2: tell the peer once the window it knows has become small and a worthwhile part
+ * can be offered. */
+void mn_tcp_space(struct mn_engine *e, struct mn_tcb *t)
+{
+    uint32_t known = t->rcv_adv - t->rcv_nxt;
+    uint32_t space, gain;
+
+    if (t->state < MN_TCP_ESTABLISHED || t->state > MN_TCP_FIN_WAIT_2) {
+        return;
+    }
+    if (t->ooo_head != MN_NIL) {
+        mn_ooo_drain(e, t);
+        known = t->rcv_adv - t->rcv_nxt;
+    }
+    if (known >= t->rcv_buf / 2) {
+        return;
+    }
+    space = t->user->rx_space(e, t);
+    if (space <= known) {
+        return;
+    }
+    gain = space - known;
+    if (gain >= t->rcv_buf / 4 || (known < t->mss && gain >= mn_min_u32(t->rcv_buf / 2, t->mss))) {
+        t->flags |= MN_TF_ACK_NOW;
+        mn_tcp_mark_dirty(e, t);
+    }
+}

@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Data in. What is in order goes to the user at once; what is ahead, or what the user has no room
+ * for, waits in ranges of private blocks. Bytes received first win over later copies. Nothing of
+ * that is acknowledged, so any of it may be dropped for room.
+ */
+#include "engine_int.h"
+
+static struct mn_range *range_at(const struct mn_engine *e, uint32_t i)
+{
+    return &e->ranges[i];
+}
+
+static void blocks_free(struct mn_engine *e, uint32_t b)
+{
+    while (b != MN_NIL) {
+        uint32_t next = e->blocks[b].next;
+
+        mn_pool_put(&e->block_pool, b);
+        b = next;
+    }
+}
+
+static void range_free(struct mn_engine *e, struct mn_tcb *t, uint32_t *link)
+{
+    uint32_t i = *link;
+    struct mn_range *r = range_at(e, i);
+
+    t->ooo_bytes -= r->right - r->left;
+    t->ooo_count--;
+    e->ooo_ranges_used--;
+    blocks_free(e, r->first_blk);
+    *link = r->next;
+    mn_pool_put(&e->range_pool, i);
+}
+
+void mn_ooo_clear(struct mn_engine *e, struct mn_tcb *t)
+{
+    while (t->ooo_head != MN_NIL) {
+        range_free(e, t, &t->ooo_head);
+    }
+}
+
+/* Room for one more block: from the pool, else by giving up what this connection holds furthest
+ * ahead of `seq`. */
+static uint32_t block_get(struct mn_engine *e, struct mn_tcb *t, uint32_t seq)
+{
+    uint32_t b = mn_pool_get(&e->block_pool);
+
+    if (b == MN_NIL && t->ooo_head != MN_NIL) {
+        uint32_t *link = &t->ooo_head;
+
+        while (range_at(e, *link)->next != MN_NIL) {
+            link = &range_at(e, *link)->next;
+        }
+        if (link != &t->ooo_head && mn_seq_gt(range_at(e, *link)->left, seq + MN_OOO_BLOCK_BYTES)) {
+            e->stats.tcp_ooo_evicted += range_at(e, *link)->right - range_at(e, *link)->left;
+            range_free(e, t, link);
+            b = mn_pool_get(&e->block_pool);
+        }
+    }
+    if (b != MN_NIL) {
+        e->blocks[b].next = MN_NIL;
+        e->blocks[b].off = e->blocks[b].len = 0;
+    }
+    return b;
+}
+
+/* Adds bytes behind a range; returns how many found room. */
+static uint32_t range_append(struct mn_engine *e, struct mn_tcb *t, struct mn_range *r,
+                             const uint8_t *p, uint32_t len)
+{
+    uint32_t done = 0;
+
+    while (done < len) {
+        struct mn_block *b = r->last_blk == MN_NIL ? NULL : &e->blocks[r->last_blk];
+        uint32_t used = b == NULL ? MN_OOO_BLOCK_BYTES : (uint32_t)b->off + b->len;
+
+        if (used == MN_OOO_BLOCK_BYTES) {
+            uint32_t i = block_get(e, t, r->right);
+
+            if (i == MN_NIL) {
+                break;
+            }
+            if (r->last_blk == MN_NIL) {
+                r->first_blk = i;
+            } else {
+                e->blocks[r->last_blk].next = i;
+            }
+            r->last_blk = i;
+            b = &e->blocks[i];
+            used = 0;
+        }
+        uint32_t n = mn_min_u32(len - done, MN_OOO_BLOCK_BYTES - used);
+        memcpy(b->data + used, p + done, n);
+        b->len = (uint16_t)(b->len + n);
+        r->right += n;
+        t->ooo_bytes += n;
+        done += n;
+    }
+    return done;
+}
+
+static uint32_t range_new(struct mn_engine *e, struct mn_tcb *t, uint32_t *link, uint32_t seq)
+{
+    uint32_t i = t->ooo_count < e->cfg.ooo_ranges_max ? mn_pool_get(&e->range_pool) : MN_NIL;
+
+    if (i == MN_NIL) {
+        return MN_NIL;
+    }
+    *range_at(e, i) = (struct mn_range){.left = seq,
+                                        .right = seq,
+                                        .next = *link,
+                                        .first_blk = MN_NIL,
+                                        .last_blk = MN_NIL,
+                                        .stamp = ++t->ooo_stamp};
+    *link = i;
+    t->ooo_count++;
+    e->ooo_ranges_used++;
+    return i;
+}
+
+/* The range at *link swallows its successor, which begins where it ends. */
+static void range_join(struct mn_engine *e, struct mn_tcb *t, struct mn_range *r)
+{
+    uint32_t i = r->next;
+    struct mn_range *n = range_at(e, i);
+
+    MN_ASSERT(r->right == n->left);
+    if (r->last_blk == MN_NIL) {
+        r->first_blk = n->first_blk;
+    } else {
+        e->blocks[r->last_blk].next = n->first_blk;
+    }
+    r->last_blk = n->last_blk;
+    r->right = n->right;
+    r->stamp = mn_max_u32(r->stamp, n->stamp);
+    r->next = n->next;
+    t->ooo_count--;
+    e->ooo_ranges_used--;
+    mn_pool_put(&e->range_pool, i);
+}
+
+/* Stores what is new of [seq, seq + len). Returns bytes that found no room. */
+static uint32_t ooo_insert(struct mn_engine *e, struct mn_tcb *t, uint32_t seq, const uint8_t *p,
+                           uint32_t len)
+{
+    uint32_t *link = &t->ooo_head;
+    uint32_t lost = 0;
+
+    while (*link != MN_NIL && mn_seq_lt(range_at(e, *link)->right, seq)) {
+        link = &range_at(e, *link)->next;
+    }
+    while (len > 0) {
+        struct mn_range *r = *link == MN_NIL ? NULL : range_at(e, *link);
+
+        if (r == NULL || mn_seq_lt(seq, r->left)) {
+            /* A gap before r: a range of its own, joined with r when it reaches it. */
+            uint32_t n = r == NULL ? len : mn_min_u32(len, r->left - seq);
+            uint32_t i = range_new(e, t, link, seq);
+
+            if (i == MN_NIL) {
+                return lost + len;
+            }
+            uint32_t got = range_append(e, t, range_at(e, i), p, n);
+            if (got == 0) {
+                range_free(e, t, link);
+            } else if (range_at(e, i)->next != MN_NIL &&
+                       range_at(e, i)->right == range_at(e, range_at(e, i)->next)->left) {
+                range_join(e, t, range_at(e, i));
+            }
+            lost += n - got;
+            if (got < n) {
+                return lost + len - n;
+            }
+            seq += n;
+            p += n;
+            len -= n;
+            continue;
+        }
+        /* [r->left, r->right] contains seq: what overlaps is known, what follows is added up to the
+         * next range. */
+        uint32_t known = mn_min_u32(len, r->right - seq);
+        seq += known;
+        p += known;
+        len -= known;
+        r->stamp = ++t->ooo_stamp;
+        if (len == 0) {
+            break;
+        }
+        uint32_t n = r->next == MN_NIL ? len : mn_min_u32(len, range_at(e, r->next)->left - seq);
+        uint32_t got = range_append(e, t, r, p, n);
+        if (got < n) {
+            return lost + len - got;
+        }
+        seq += n;
+        p += n;
+        len -= n;
+        if (r->next != MN_NIL && r->right == range_at(e, r->next)->left) {
+            range_join(e, t, r);
+        }
+    }
+    return lost;
+}
+
+static uint32_t user_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, uint32_t len)
+{
+    uint32_t n = t->user != NULL ? t->user->rx(e, t, p, len) : 0;
+
+    MN_ASSERT(n <= len);
+    t->rcv_nxt += n;
+    return n;
+}
+
+void mn_ooo_drain(struct mn_engine *e, struct mn_tcb *t)
+{
+    while (t->ooo_head != MN_NIL) {
+        struct mn_range *r = range_at(e, t->ooo_head);
+        uint32_t b = r->first_blk;
+
+        if (mn_seq_gt(r->left, t->rcv_nxt)) {
+            return;
+        }
+        if (mn_seq_le(r->right, t->rcv_nxt)) {
+            range_free(e, t, &t->ooo_head);
+            continue;
+        }
+        uint32_t skip = mn_min_u32(t->rcv_nxt - r->left, e->blocks[b].len);
+        uint32_t took = skip;
+        if (skip < e->blocks[b].len) {
+            uint32_t n =
+                user_rx(e, t, e->blocks[b].data + e->blocks[b].off + skip, e->blocks[b].len - skip);
+
+            if (n > 0) {
+                t->flags |= MN_TF_ACK_NOW;
+                mn_tcp_mark_dirty(e, t);
+            }
+            took += n;
+        }
+        e->blocks[b].off = (uint16_t)(e->blocks[b].off + took);
+        e->blocks[b].len = (uint16_t)(e->blocks[b].len - took);
+        r->left += took;
+        t->ooo_bytes -= took;
+        if (e->blocks[b].len > 0) {
+            return; /* the user has no room */
+        }
+        r->first_blk = e->blocks[b].next;
+        if (r->first_blk == MN_NIL) {
+            r->last_blk = MN_NIL;
+        }
+        mn_pool_put(&e->block_pool, b);
+        if (r->left == r->right) {
+            range_free(e, t, &t->ooo_head);
+        }
+    }
+}
+
+/* DSACK first (RFC 2883), then the ranges that grew last (RFC 2018 section 4). Input that only
+ * waits for its user is not reported. */
+uint32_t mn_ooo_sack_blocks(struct mn_engine *e, struct mn_tcb *t, struct mn_sack_block *out,
+                            uint32_t max)
+{
+    uint32_t n = 0, below = UINT32_MAX;
+
+    if (t->dsack_left != t->dsack_right) {
+        out[n++] = (struct mn_sack_block){t->dsack_left, t->dsack_right};
+        t->dsack_left = t->dsack_right = 0;
+        e->stats.tcp_dsack_sent++;
+    }
+    while (n < max) {
+        const struct mn_range *best = NULL;
+
+        for (uint32_t i = t->ooo_head; i != MN_NIL; i = range_at(e, i)->next) {
+            const struct mn_range *r = range_at(e, i);
+
+            if (mn_seq_gt(r->left, t->rcv_nxt) && r->stamp < below &&
+                (best == NULL || r->stamp > best->stamp)) {
+                best = r;
+            }
+        }
+        if (best == NULL) {
+            break;
+        }
+        out[n++] = (struct mn_sack_block){best->left, best->right};
+        below = best->stamp;
+    }
+    return n;
+}
+
+static void note_dsack(struct mn_tcb *t, uint32_t left, uint32_t right)
+{
+    if ((t->flags & MN_TF_SACK) != 0 && t->dsack_left == t->dsack_right) {
+        t->dsack_left = left;
+        t->dsack_right = right;
+    }
+}
+
+static bool ooo_holds(const struct mn_engine *e, const struct mn_tcb *t, uint32_t left,
+                      uint32_t right)
+{
+    for (uint32_t i = t->ooo_head; i != MN_NIL; i = range_at(e, i)->next) {
+        if (mn_seq_le(range_at(e, i)->left, left) && mn_seq_ge(range_at(e, i)->right, right)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* One contiguous piece of payload. Returns true when it was in order and taken whole. */
+static bool data_piece(struct mn_engine *e, struct mn_tcb *t, uint32_t seq, const uint8_t *p,
+                       uint32_t len)
+{
+    if (mn_seq_lt(seq, t->rcv_nxt)) {
+        uint32_t cut = mn_min_u32(t->rcv_nxt - seq, len);
+
+        note_dsack(t, seq, seq + cut);
+        e->stats.drop_tcp_dup += cut;
+        seq += cut;
+        p += cut;
+        len -= cut;
+    }
+    if (mn_seq_gt(seq + len, t->rcv_adv)) {
+        uint32_t cut = mn_min_u32(seq + len - t->rcv_adv, len);
+
+        e->stats.drop_tcp_seq++;
+        len -= cut;
+    }
+    if ((t->flags & MN_TF_FIN_OOO) != 0 && mn_seq_gt(seq + len, t->fin_seq)) {
+        len -= mn_min_u32(seq + len - t->fin_seq, len);
+    }
+    if (len == 0) {
+        return false;
+    }
+    bool waits = t->ooo_head != MN_NIL && mn_seq_le(range_at(e, t->ooo_head)->left, t->rcv_nxt);
+    if (seq == t->rcv_nxt && !waits) {
+        uint32_t n = user_rx(e, t, p, len);
+
+        if (n == len) {
+            return true;
+        }
+        seq += n;
+        p += n;
+        len -= n;
+    } else if (ooo_holds(e, t, seq, seq + len)) {
+        note_dsack(t, seq, seq + len);
+        e->stats.drop_tcp_dup += len;
+        return false;
+    }
+    e->stats.drop_tcp_nobuf += ooo_insert(e, t, seq, p, len);
+    return false;
+}
+
+static void fin_in(struct mn_engine *e, struct mn_tcb *t)
+{
+    t->rcv_nxt++;
+    t->rcv_adv = mn_seq_max(t->rcv_adv, t->rcv_nxt);
+    t->flags = (t->flags | MN_TF_FIN_RCVD | MN_TF_ACK_NOW) & ~MN_TF_FIN_OOO;
+    mn_ooo_clear(e, t);
+    mn_tcp_mark_dirty(e, t);
+    switch (t->state) {
+    case MN_TCP_ESTABLISHED:
+        mn_tcp_set_state(e, t, MN_TCP_CLOSE_WAIT);
+        break;
+    case MN_TCP_FIN_WAIT_1:
+        mn_tcp_set_state(e, t, MN_TCP_CLOSING);
+        break;
+    case MN_TCP_FIN_WAIT_2:
+        if (t->user != NULL) {
+            t->user->event(e, t, MN_TCP_EV_EOF, 0);
+        }
+        mn_tcp_enter_time_wait(e, t);
+        return;
+    default:
+        return;
+    }
+    if (t->user != NULL) {
+        t->user->event(e, t, MN_TCP_EV_EOF, 0);
+    }
+}
+
+void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
+{
+    uint32_t seq = s->seq + ((s->flags & MN_TCP_SYN) != 0);
+    uint32_t before = t->rcv_nxt;
+    bool gap = t->ooo_head != MN_NIL;
+    bool in_order = true;
+
+    if (t->state < MN_TCP_ESTABLISHED || t->state > MN_TCP_FIN_WAIT_2) {
+        return;
+    }
+    if (s->len > 0 && (t->flags & MN_TF_ORPHAN) != 0 && mn_seq_gt(seq + s->len, t->rcv_nxt)) {
+        /* Nobody will ever read it: say so (RFC 9293 3.6.1). */
+        e->stats.drop_tcp_closed++;
+        mn_tcp_abort(e, t, ECONNABORTED);
+        return;
+    }
+    if ((s->flags & MN_TCP_FIN) != 0 && mn_seq_lt(seq + s->len, t->rcv_adv) &&
+        mn_seq_ge(seq + s->len, t->rcv_nxt) && (t->flags & MN_TF_FIN_OOO) == 0) {
+        t->flags |= MN_TF_FIN_OOO;
+        t->fin_seq = seq + s->len;
+    }
+    if (s->len > 0) {
+        in_order = data_piece(e, t, seq, s->data, s->data_len);
+        seq += s->data_len;
+        for (const struct mn_pkt *more = s->more; more != NULL; more = more->next) {
+            in_order &= data_piece(e, t, seq, more->data, more->len);
+            seq += more->len;
+        }
+        mn_ooo_drain(e, t);
+    }
+    if (s->len > 0) {
+        t->unacked_bytes += t->rcv_nxt - before;
+        if (!in_order || gap || t->unacked_bytes >= 2 * t->mss_opt || e->cfg.delack_us == 0 ||
+            (t->flags & MN_TF_QUICKACK) != 0) {
+            t->flags |= MN_TF_ACK_NOW;
+            mn_tcp_mark_dirty(e, t);
+        } else if (t->delack_at == 0) {
+            mn_tcp_timer_set(e, t, &t->delack_at, e->now_ns + e->cfg.delack_us * MN_NS_PER_US);
+        }
+    }
+    if ((t->flags & MN_TF_FIN_OOO) != 0 && t->rcv_nxt == t->fin_seq) {
+        fin_in(e, t);
+    } else if (!in_order && (t->flags & MN_TF_ACK_NOW) != 0 && mn_tx_room(e, 2)) {
+        mn_tcp_send_ack(e, t); /* each one counts for the peer's fast retransmit: not aggregated */
+    }
+}
