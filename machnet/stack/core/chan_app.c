@@ -86,6 +86,7 @@ int mn_app_open(struct mn_app **out, void *mem, uint64_t mem_bytes, void *region
     a->flows_max = geo.flows_max;
     a->tx_bufs = geo.tx_bufs;
     a->tx_reserve = geo.tx_bufs / 8;
+    a->tx_common = geo.tx_bufs - a->tx_reserve;
     a->rx_bufs = geo.rx_bufs;
     a->release_batch = mn_min_u32(APP_RELEASE_BATCH_MAX, geo.rx_bufs / 16);
     a->tokens_max = geo.ctl_slots;
@@ -123,28 +124,15 @@ static bool released_push(struct mn_app *a, uint32_t buf)
     return true;
 }
 
-/* Hands a receive buffer back. The ring has a slot for each, but the engine may have read slots
- * without saying so yet: then the buffer waits on a list. */
-void app_release(struct mn_app *a, uint32_t buf)
+void app_release_later(struct mn_app *a, uint32_t buf)
 {
-    a->rx_held--;
-    if (MN_LIKELY(a->unreleased == APP_NONE) && MN_LIKELY(released_push(a, buf))) {
+    if (a->unreleased == APP_NONE && released_push(a, buf)) {
         return;
     }
     a->rx[buf].flow = APP_RX_WAITING;
     a->rx[buf].next = a->unreleased;
     a->unreleased = buf;
     a->n_unreleased++;
-}
-
-void app_release_chain(struct mn_app *a, uint32_t buf)
-{
-    while (buf != APP_NONE) {
-        uint32_t next = a->rx[buf].next;
-
-        app_release(a, buf);
-        buf = next;
-    }
 }
 
 static void unreleased_flush(struct mn_app *a)
@@ -184,13 +172,16 @@ static void kick_sleeper(struct mn_app *a)
     }
 }
 
-/* The fence is the producer's half of the sleep protocol: the engine either sees the new index
- * when it looks again, or its flag is seen here. */
+void app_kick(struct mn_app *a)
+{
+    atomic_thread_fence(memory_order_seq_cst);
+    kick_sleeper(a);
+}
+
 void app_publish(struct mn_app *a)
 {
     if (publish_rings(a) && a->kick != NULL) {
-        atomic_thread_fence(memory_order_seq_cst);
-        kick_sleeper(a);
+        app_kick(a);
     }
 }
 

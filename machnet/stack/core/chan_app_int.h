@@ -100,9 +100,10 @@ struct mn_app {
     uint32_t tx_sp;   /* entries of tx_free */
     uint32_t tx_high; /* buffers from here on were never used */
     uint32_t tx_bufs;
-    uint32_t tx_reserve;
-    uint32_t *tx_free; /* stack */
-    uint32_t *tx_flow; /* who holds the buffer; MN_FLOW_NONE: on the stack */
+    uint32_t tx_reserve; /* the last ones */
+    uint32_t tx_common;  /* all the others */
+    uint32_t *tx_free;   /* stack */
+    uint32_t *tx_flow;   /* who holds the buffer; MN_FLOW_NONE: on the stack */
     uint8_t *tx_pool;
     mn_app_kick_fn kick;
     void *kick_ctx;
@@ -142,13 +143,13 @@ struct mn_app {
 /* chan_app.c */
 int app_kill(struct mn_app *a, int err);
 void app_publish(struct mn_app *a);
+void app_kick(struct mn_app *a);
 int app_intake(struct mn_app *a);
 int app_completed(struct mn_app *a);
-void app_release(struct mn_app *a, uint32_t buf);
-void app_release_chain(struct mn_app *a, uint32_t buf);
+void app_release_later(struct mn_app *a, uint32_t buf);
 
 /* chan_app_msg.c */
-int app_message_put(struct mn_app *a, struct app_flow *f, const struct mn_desc *d);
+int app_piece_put(struct mn_app *a, struct app_flow *f, const struct mn_desc *d);
 void app_event_put(struct mn_app *a, struct app_flow *f);
 void app_msgs_purge(struct mn_app *a, struct app_flow *f);
 
@@ -205,14 +206,21 @@ static inline uint32_t app_tx_allowed(const struct mn_app *a, const struct app_f
     return mn_max_u32(common, mn_min_u32(own, n));
 }
 
-/* As app_tx_allowed, but takes completed buffers in first when fewer than `want` lie ready: they
- * are warm, and untouched ones stay untouched. */
+/* True when `want` buffers lie ready, which any flow may take. */
+static inline bool app_tx_ready(const struct mn_app *a, uint32_t want)
+{
+    return a->tx_sp >= want && a->tx_high - a->tx_sp + want <= a->tx_common;
+}
+
+/* How many of `want` buffers the flow may have. Completed ones are taken in first when fewer lie
+ * ready: they are warm, and untouched ones stay untouched. */
 static inline uint32_t app_tx_get(struct mn_app *a, const struct app_flow *f, uint32_t want)
 {
-    if (MN_UNLIKELY(a->tx_sp < want || app_tx_allowed(a, f) < want)) {
-        (void)app_completed(a);
+    if (MN_LIKELY(app_tx_ready(a, want))) {
+        return want;
     }
-    return app_tx_allowed(a, f);
+    (void)app_completed(a);
+    return mn_min_u32(app_tx_allowed(a, f), want);
 }
 
 /* Takes a buffer for the flow; the caller has made sure that there is one. */
@@ -247,6 +255,78 @@ static inline void app_submit(struct mn_app *a, uint32_t buf, uint32_t len, uint
         .flags = (uint16_t)flags,
     };
     a->submit.pos++;
+}
+
+/* Makes what was submitted visible, and with it whatever else waits. The fence is the producer's
+ * half of the sleep protocol: the engine either sees the new index when it looks again, or its flag
+ * is seen here. */
+static inline void app_publish_submit(struct mn_app *a)
+{
+    if (MN_UNLIKELY(((a->released.pos ^ a->released.published) |
+                     (a->ctl_submit.pos ^ a->ctl_submit.published)) != 0)) {
+        app_publish(a);
+        return;
+    }
+    if (mn_ring_publish(&a->submit) && a->kick != NULL) {
+        app_kick(a);
+    }
+}
+
+/* Hands a receive buffer back. The ring has a slot for each, but the engine may have read slots
+ * without saying so yet: then the buffer waits on a list. */
+static inline void app_release(struct mn_app *a, uint32_t buf)
+{
+    a->rx_held--;
+    if (MN_UNLIKELY(a->unreleased != APP_NONE || mn_ring_free(&a->released, 1) < 1)) {
+        app_release_later(a, buf);
+        return;
+    }
+    a->rx[buf].flow = MN_FLOW_NONE;
+    ((uint32_t *)a->released.slots)[a->released.pos++ & a->released.mask] = buf;
+}
+
+static inline void app_release_chain(struct mn_app *a, uint32_t buf)
+{
+    while (buf != APP_NONE) {
+        uint32_t next = a->rx[buf].next;
+
+        app_release(a, buf);
+        buf = next;
+    }
+}
+
+/* The message queue has two kinds of nodes: receive buffers, and behind them flows by slot. */
+static inline uint32_t *app_node_next(struct mn_app *a, uint32_t node)
+{
+    return MN_LIKELY(node < a->rx_bufs) ? &a->rx[node].msg_next
+                                        : &a->flows[node - a->rx_bufs].msg_next;
+}
+
+static inline void app_msg_push(struct mn_app *a, uint32_t node)
+{
+    *app_node_next(a, node) = APP_NONE;
+    if (a->msgs.head == APP_NONE) {
+        a->msgs.head = node;
+    } else {
+        *app_node_next(a, a->msgs.tail) = node;
+    }
+    a->msgs.tail = node;
+    a->n_msgs++;
+}
+
+/* A piece of a message, usually a whole one. */
+static inline int app_message_put(struct mn_app *a, struct app_flow *f, const struct mn_desc *d)
+{
+    const uint32_t whole = MN_DESC_FIRST | MN_DESC_LAST;
+
+    if (MN_UNLIKELY((d->flags & whole) != whole || f->rx_head != APP_NONE)) {
+        return app_piece_put(a, f, d);
+    }
+    a->rx[d->buf].len = d->len;
+    a->rx[d->buf].next = APP_NONE;
+    f->queued++;
+    app_msg_push(a, d->buf);
+    return 0;
 }
 
 /* True when the engine has put something into the ring since it was last looked at. */

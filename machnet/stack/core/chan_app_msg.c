@@ -2,26 +2,9 @@
 /* Messages of framed flows: pieces to messages, one queue of them for the channel, and sending. */
 #include "chan_app_int.h"
 
-static inline uint32_t *node_next(struct mn_app *a, uint32_t node)
-{
-    return node < a->rx_bufs ? &a->rx[node].msg_next : &a->flows[node - a->rx_bufs].msg_next;
-}
-
-static inline void msg_push(struct mn_app *a, uint32_t node)
-{
-    *node_next(a, node) = APP_NONE;
-    if (a->msgs.head == APP_NONE) {
-        a->msgs.head = node;
-    } else {
-        *node_next(a, a->msgs.tail) = node;
-    }
-    a->msgs.tail = node;
-    a->n_msgs++;
-}
-
 /* A piece that is not a message by itself. Only the last one may be less than full, so the length
  * of the message says where its bytes are. */
-static int long_message_put(struct mn_app *a, struct app_flow *f, const struct mn_desc *d)
+int app_piece_put(struct mn_app *a, struct app_flow *f, const struct mn_desc *d)
 {
     bool first = (d->flags & MN_DESC_FIRST) != 0;
     bool last = (d->flags & MN_DESC_LAST) != 0;
@@ -42,23 +25,9 @@ static int long_message_put(struct mn_app *a, struct app_flow *f, const struct m
     if (last) {
         a->rx[f->rx_head].len = f->part_len;
         f->queued++;
-        msg_push(a, f->rx_head);
+        app_msg_push(a, f->rx_head);
         f->rx_head = APP_NONE;
     }
-    return 0;
-}
-
-int app_message_put(struct mn_app *a, struct app_flow *f, const struct mn_desc *d)
-{
-    const uint32_t whole = MN_DESC_FIRST | MN_DESC_LAST;
-
-    if (MN_UNLIKELY((d->flags & whole) != whole || f->rx_head != APP_NONE)) {
-        return long_message_put(a, f, d);
-    }
-    a->rx[d->buf].len = d->len;
-    a->rx[d->buf].next = APP_NONE;
-    f->queued++;
-    msg_push(a, d->buf);
     return 0;
 }
 
@@ -66,7 +35,7 @@ int app_message_put(struct mn_app *a, struct app_flow *f, const struct mn_desc *
 void app_event_put(struct mn_app *a, struct app_flow *f)
 {
     f->flags |= APP_F_EVENT;
-    msg_push(a, a->rx_bufs + app_slot(a, f));
+    app_msg_push(a, a->rx_bufs + app_slot(a, f));
 }
 
 /* What leaves the queue goes back to the engine; with the last of it goes an ended flow. */
@@ -92,7 +61,7 @@ static inline void msg_pop(struct mn_app *a)
 {
     uint32_t node = a->msgs.head;
 
-    a->msgs.head = *node_next(a, node);
+    a->msgs.head = *app_node_next(a, node);
     node_drop(a, node);
     /* The engine hears of the buffers in batches, but always before the queue runs dry: the
      * application may not call again until the peer's window has opened. */
@@ -110,13 +79,13 @@ void app_msgs_purge(struct mn_app *a, struct app_flow *f)
     uint32_t node = a->msgs.head;
 
     while (node != APP_NONE && (f->queued != 0 || (f->flags & APP_F_EVENT) != 0)) {
-        uint32_t next = *node_next(a, node);
+        uint32_t next = *app_node_next(a, node);
 
         if (node == own || (node < a->rx_bufs && a->rx[node].flow == f->id)) {
             if (prev == APP_NONE) {
                 a->msgs.head = next;
             } else {
-                *node_next(a, prev) = next;
+                *app_node_next(a, prev) = next;
             }
             if (a->msgs.tail == node) {
                 a->msgs.tail = prev;
@@ -169,8 +138,14 @@ int64_t mn_app_take(struct mn_app *a, void *buf, uint64_t size)
         return 0;
     }
     len = left = a->rx[node].len;
-    if (len > size) {
+    if (MN_UNLIKELY(len > size)) {
         return -EMSGSIZE;
+    }
+    if (MN_LIKELY(len <= a->buf_bytes)) {
+        left = 0;
+        if (MN_LIKELY(len > 0)) {
+            memcpy(to, app_rx_data(a, node), len);
+        }
     }
     for (uint32_t b = node; left > 0; b = a->rx[b].next) {
         uint32_t n = mn_min_u32(left, a->buf_bytes);
@@ -278,38 +253,52 @@ static void send_pieces(struct mn_app *a, struct app_flow *f, const struct mn_ap
 }
 
 /* The message's buffers, or a negative errno. */
-static inline int message_bufs(const struct mn_app *a, uint64_t len)
+static int message_bufs(const struct mn_app *a, uint64_t len)
 {
     uint64_t n = len <= a->buf_bytes ? 1 : (len + a->buf_bytes - 1) >> a->buf_shift;
 
-    return len > MN_MSG_MAX_BYTES || n > a->tx_bufs - a->tx_reserve ? -EMSGSIZE : (int)n;
+    return len > MN_MSG_MAX_BYTES || n > a->tx_common ? -EMSGSIZE : (int)n;
+}
+
+static int send_iov(struct mn_app *a, struct app_flow *f, const struct mn_app_iov *iov,
+                    uint64_t total)
+{
+    int n = message_bufs(a, total);
+    int rc = n < 0 ? n : send_room(a, f, (uint32_t)n);
+
+    if (rc == 0) {
+        send_pieces(a, f, iov, total);
+    }
+    return rc;
+}
+
+static inline int send_one(struct mn_app *a, uint32_t flow, const void *buf, uint64_t len)
+{
+    struct app_flow *f = app_find(a, flow);
+    int rc = send_refused(a, f);
+    uint32_t b;
+
+    if (MN_UNLIKELY(rc < 0)) {
+        return rc;
+    }
+    if (MN_UNLIKELY(len > a->buf_bytes)) {
+        return send_iov(a, f, &(struct mn_app_iov){.base = buf, .len = len}, len);
+    }
+    rc = send_room(a, f, 1);
+    if (MN_UNLIKELY(rc < 0)) {
+        return rc;
+    }
+    b = app_tx_pop(a, f);
+    if (MN_LIKELY(len > 0)) {
+        memcpy(app_tx_data(a, b), buf, len);
+    }
+    app_submit(a, b, (uint32_t)len, flow, MN_DESC_FIRST | MN_DESC_LAST);
+    return 0;
 }
 
 int mn_app_send_nopub(struct mn_app *a, uint32_t flow, const void *buf, uint64_t len)
 {
-    struct app_flow *f = app_find(a, flow);
-    int rc = send_refused(a, f);
-    int n;
-
-    if (MN_UNLIKELY(rc < 0)) {
-        return rc;
-    }
-    n = message_bufs(a, len);
-    rc = n < 0 ? n : send_room(a, f, (uint32_t)n);
-    if (MN_UNLIKELY(rc < 0)) {
-        return rc;
-    }
-    if (MN_LIKELY(n == 1)) {
-        uint32_t b = app_tx_pop(a, f);
-
-        if (MN_LIKELY(len > 0)) {
-            memcpy(app_tx_data(a, b), buf, len);
-        }
-        app_submit(a, b, (uint32_t)len, flow, MN_DESC_FIRST | MN_DESC_LAST);
-    } else {
-        send_pieces(a, f, &(struct mn_app_iov){.base = buf, .len = len}, len);
-    }
-    return 0;
+    return send_one(a, flow, buf, len);
 }
 
 int mn_app_send(struct mn_app *a, uint32_t flow, const void *buf, uint64_t len)
@@ -317,9 +306,9 @@ int mn_app_send(struct mn_app *a, uint32_t flow, const void *buf, uint64_t len)
     int rc;
 
     app_glance(a);
-    rc = mn_app_send_nopub(a, flow, buf, len);
+    rc = send_one(a, flow, buf, len);
     if (MN_LIKELY(rc == 0)) {
-        app_publish(a);
+        app_publish_submit(a);
     }
     return rc;
 }
@@ -328,7 +317,7 @@ int mn_app_sendv(struct mn_app *a, uint32_t flow, const struct mn_app_iov *iov, 
 {
     struct app_flow *f;
     uint64_t total = 0;
-    int rc, n;
+    int rc;
 
     app_glance(a);
     f = app_find(a, flow);
@@ -342,14 +331,11 @@ int mn_app_sendv(struct mn_app *a, uint32_t flow, const struct mn_app_iov *iov, 
         }
         total += iov[i].len;
     }
-    n = message_bufs(a, total);
-    rc = n < 0 ? n : send_room(a, f, (uint32_t)n);
-    if (rc < 0) {
-        return rc;
+    rc = send_iov(a, f, iov, total);
+    if (rc == 0) {
+        app_publish_submit(a);
     }
-    send_pieces(a, f, iov, total);
-    app_publish(a);
-    return 0;
+    return rc;
 }
 
 uint64_t mn_app_send_room(struct mn_app *a, uint32_t flow)

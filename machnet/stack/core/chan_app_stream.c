@@ -81,7 +81,7 @@ int64_t mn_app_stream_send(struct mn_app *a, uint32_t flow, const void *buf, uin
     want = len > (uint64_t)a->tx_bufs << a->buf_shift
                ? a->tx_bufs
                : (uint32_t)((len + a->buf_bytes - 1) >> a->buf_shift);
-    n = mn_min_u32(app_tx_get(a, f, want), want);
+    n = app_tx_get(a, f, want);
     slots = mn_ring_free(&a->submit, n);
     if (slots < 0) {
         (void)app_kill(a, EPROTO);
