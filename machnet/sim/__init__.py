@@ -3,22 +3,32 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from machnet.sim.kernel_host import KernelHost, KernelHostError
+    from machnet.stack.nics import Tap, Wire
 
-__all__ = ["KernelHost", "KernelHostError"]
+__all__ = ["KernelHost", "KernelHostError", "Tap", "Wire"]
 
 # Imported when first asked for: who wants one of these need not load the others.
-_MODULES = {
+_HOMES = {
     "KernelHost": "machnet.sim.kernel_host",
     "KernelHostError": "machnet.sim.kernel_host",
+    "Tap": "machnet.stack.nics",
+    "Wire": "machnet.stack.nics",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'machnet.sim' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

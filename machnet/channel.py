@@ -1,0 +1,792 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: SLF001 (channels, sockets and streams are one implementation in several files)
+"""A channel: one application thread's connection to an engine, with its flows and messages.
+
+Channels come from `machnet.Stack.attach`. One thread uses one channel at a time; a second one is
+refused with `ConcurrentUseError`. On a stepped stack each call first lets the engine do what it has
+to do now, and a blocking call steps it until there is an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import weakref
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from machnet._native import ffi, lib
+from machnet.errors import ConcurrentUseError, DeadlockError, flow_error, os_error
+from machnet.stack.names import format_ip, parse_ip, parse_port, parse_protocol, protocol_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from machnet.config import ChannelSettings
+    from machnet.stack.stack import Stack, StackCore
+
+__all__ = ["Channel", "Flow", "Listener", "Message"]
+
+T = TypeVar("T")
+
+_LINGER_DEFAULT: int = lib.MN_LINGER_DEFAULT
+_FOREVER: int = lib.MN_NEVER
+_EVENT: int = lib.MN_CHAN_EVENT
+_LEN_BITS: int = lib.MN_CHAN_LEN_BITS
+_LEN_MASK = (1 << _LEN_BITS) - 1
+_STREAM: int = lib.MN_PROTO_STREAM
+_EAGAIN = -errno.EAGAIN
+#: Receive buffer that is kept; a longer message gets one of its own.
+_RECV_BYTES = 65536
+#: How long a command to a running engine may take to be answered, in seconds.
+_COMMAND_TIMEOUT_S = 30.0
+
+_send = lib.mn_chan_send
+_recv = lib.mn_chan_recv
+
+
+class Message:
+    """What `Channel.recv` returns.
+
+    Attributes:
+        data: The message's bytes, without framing.
+        flow: Where it came from, which is also the handle for answering.
+    """
+
+    __slots__ = ("data", "flow")
+
+    data: bytes
+    flow: Flow
+
+    def __init__(self, data: bytes, flow: Flow) -> None:
+        self.data = data
+        self.flow = flow
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Message):
+            return NotImplemented
+        return self.data == other.data and self.flow == other.flow
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        data = repr(self.data[:32]) + ("..." if len(self.data) > 32 else "")
+        return f"Message({len(self.data)} bytes {data}, {self.flow})"
+
+
+class Flow:
+    """One connection, as its channel sees it.
+
+    Attributes:
+        channel: The channel that it belongs to.
+        id: Its number in the channel, which has its generation in it: no later flow gets the same.
+        protocol: "udp", "tcp" (messages) or "stream" (bytes).
+        local: Our address and port.
+        remote: The peer's.
+    """
+
+    __slots__ = ("__weakref__", "_error", "channel", "id", "local", "protocol", "remote")
+
+    def __init__(self, channel: Channel, info: Any) -> None:
+        self.channel = channel
+        self.id = int(info.flow)
+        self.protocol = protocol_name(info.proto)
+        self.local = (format_ip(info.local_ip), int(info.local_port))
+        self.remote = (format_ip(info.remote_ip), int(info.remote_port))
+        self._error: int | None = None
+
+    @property
+    def generation(self) -> int:
+        """How often the flow's slot has been used before (modulo 65536)."""
+        return self.id >> 16
+
+    @property
+    def error(self) -> int:
+        """0 while data can go both ways; ``ENOTCONN`` after a clean close; else the ``errno`` of its end."""
+        if self._error is not None:
+            return self._error
+        info = self.channel._flow_info(self.id)
+        if info is None:
+            return errno.ENOTCONN
+        if info.ended:
+            self._error = int(info.error)
+            return self._error
+        return int(info.error)
+
+    @property
+    def soft_error(self) -> int:
+        """``errno`` of the last thing that went wrong without ending the flow (ICMP, R1), or 0."""
+        info = self.channel._flow_info(self.id)
+        return int(info.soft_error) if info is not None else 0
+
+    @property
+    def live(self) -> bool:
+        """Whether it may be sent on."""
+        info = self.channel._flow_info(self.id)
+        return info is not None and bool(info.live)
+
+    def send(self, data: bytes | bytearray | memoryview, timeout: float | None = 0.0) -> int:
+        """`Channel.send` on this flow."""
+        return self.channel.send(self, data, timeout)
+
+    def read(self, size: int = 65536, timeout: float | None = None) -> bytes:
+        """`Channel.read` on this flow."""
+        return self.channel.read(self, size, timeout)
+
+    def shutdown(self) -> None:
+        """Send no more: the peer gets FIN behind what was sent. Receiving goes on.
+
+        Raises:
+            FlowError: The flow has ended.
+        """
+        self.channel._shutdown(self)
+
+    def close(self, linger: float | None = None) -> None:
+        """Give the flow up. Unread data are dropped; again: nothing.
+
+        Args:
+            linger: Seconds to go on sending what was sent, then FIN; then the flow is reset. None:
+                the default of the engine. 0: reset it now.
+        """
+        self.channel._close_flow(self, linger)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Flow):
+            return NotImplemented
+        return self.id == other.id and self.channel is other.channel
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __repr__(self) -> str:
+        (local, lport), (remote, rport) = self.local, self.remote
+        return f"<Flow {self.protocol} {local}:{lport} -> {remote}:{rport}>"
+
+
+class Listener:
+    """An address and port on which a channel takes connections.
+
+    Attributes:
+        channel: The channel whose flows they become.
+        id: Its number.
+        protocol: "tcp" or "stream".
+        local: Address ("0.0.0.0": any of the engine's) and port.
+    """
+
+    __slots__ = ("__weakref__", "channel", "id", "local", "protocol")
+
+    def __init__(
+        self, channel: Channel, number: int, protocol: str, local: tuple[str, int]
+    ) -> None:
+        self.channel = channel
+        self.id = number
+        self.protocol = protocol
+        self.local = local
+
+    def accept(self, timeout: float | None = None) -> Flow:
+        """The next connection of a stream listener. Framed flows show up with their first message.
+
+        Args:
+            timeout: Seconds; None: for ever; 0: only look.
+
+        Raises:
+            TimeoutError: There was none in time.
+            ValueError: It is a framed listener.
+        """
+        return self.channel._accept(self, timeout)
+
+    def close(self) -> None:
+        """Take no more connections. Those that were accepted live on."""
+        self.channel._unlisten(self)
+
+    def __repr__(self) -> str:
+        return f"<Listener {self.protocol} {self.local[0]}:{self.local[1]}>"
+
+
+class Channel:
+    """One thread's messages and streams. Made by `machnet.Stack.attach`; a context manager.
+
+    Attributes:
+        stack: The stack that it is attached to.
+        settings: Its sizes.
+    """
+
+    def __init__(self, stack: Stack, native: Any, settings: ChannelSettings) -> None:
+        self.stack = stack
+        self.settings = settings
+        self._native = native
+        self._buf = ffi.new("char[]", _RECV_BYTES)
+        self._view = ffi.buffer(self._buf, _RECV_BYTES)
+        self._size = _RECV_BYTES
+        self._event = ffi.new("struct mn_chan_event *")
+        self._flows: dict[int, Flow] = {}
+        self._slots: dict[int, int] = {}
+        self._listeners: dict[int, Listener] = {}
+        self._callback: Callable[[], None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: Called when the channel was closed, for what is built on it.
+        self.on_close: Callable[[], None] | None = None
+        self._closed = False
+        # The engine's half must go before the memory of the handle does.
+        self._finalizer = weakref.finalize(self, _finalize, native, stack.core)
+
+    # ---- connections -----------------------------------------------------------------------------
+
+    def listen(self, ip: str, port: int, protocol: str = "udp", *, backlog: int = 0) -> Listener:
+        """Take connections on an address and port.
+
+        Args:
+            ip: One of the engine's addresses, or "0.0.0.0".
+            port: 1 to 65535.
+            protocol: "tcp" (messages with a 4-byte length in front) or "stream" (bytes). "udp",
+                the default, is not available yet.
+            backlog: Connections that may wait to be accepted; 0: the engine's default.
+
+        Raises:
+            ValueError, TypeError: An argument is wrong.
+            OSError: ``EADDRINUSE``, ``EADDRNOTAVAIL`` (not the engine's address), ``ENOBUFS``,
+                ``EPROTONOSUPPORT`` ("udp").
+        """
+        number = parse_protocol(protocol)
+        address, port = parse_ip(ip), parse_port(port)
+        if not isinstance(backlog, int) or not 0 <= backlog < 2**32:
+            raise ValueError(f"backlog: {backlog!r} is not within 0 to 4294967295")
+        what = f"listening on {ip}:{port}"
+        self._check_protocol(protocol, what)
+        event = self._command(
+            lib.mn_chan_listen(self._native, address, port, number, backlog), what
+        )
+        if event.status < 0:
+            raise os_error(-event.status, what)
+        listener = Listener(self, int(event.value), protocol, (ip, port))
+        self._listeners[listener.id] = listener
+        return listener
+
+    def connect(
+        self,
+        local_ip: str,
+        remote_ip: str,
+        port: int,
+        protocol: str = "udp",
+        timeout: float | None = 5.0,
+        *,
+        local_port: int = 0,
+    ) -> Flow:
+        """Connect to a peer and wait for its answer.
+
+        Args:
+            local_ip: The engine's address, or "0.0.0.0".
+            remote_ip: The peer's.
+            port: The peer's, 1 to 65535.
+            protocol: "tcp" or "stream"; see `listen`.
+            timeout: Seconds to wait; None: the engine's own limit (``syn_timeout_ms``).
+            local_port: Ours; 0: the engine chooses one.
+
+        Raises:
+            ValueError, TypeError: An argument is wrong.
+            TimeoutError: The peer did not answer in time.
+            ConnectionRefusedError: Nobody listens there.
+            OSError: ``EHOSTUNREACH``, ``ENETUNREACH``, ``EADDRNOTAVAIL``, ``EADDRINUSE``,
+                ``EPROTONOSUPPORT`` ("udp").
+        """
+        what = f"connecting to {remote_ip}:{port}"
+        token = self._connect_start(local_ip, remote_ip, port, protocol, timeout, local_port)
+        event = ffi.new("struct mn_ctl_evt *")
+        try:
+            self._block(lambda: self._result(token, event), timeout, what)
+        except BaseException:
+            if not self._closed:
+                lib.mn_chan_forget(self._native, token)
+            raise
+        return self._connect_finish(event, what)
+
+    def _connect_start(
+        self,
+        local_ip: str,
+        remote_ip: str,
+        port: int,
+        protocol: str,
+        timeout: float | None,
+        local_port: int = 0,
+    ) -> int:
+        number = parse_protocol(protocol)
+        local, remote = parse_ip(local_ip, "local address"), parse_ip(remote_ip, "remote address")
+        parse_port(port)
+        parse_port(local_port, "local port", zero=True)
+        what = f"connecting to {remote_ip}:{port}"
+        self._check_protocol(protocol, what)
+        # The engine gives up a little later than the caller, so that the caller's timeout is the
+        # one that counts.
+        limit_ms = 0 if timeout is None else min(int(_seconds(timeout) * 1000) + 1000, 2**32 - 1)
+        return self._token(
+            lib.mn_chan_connect(self._native, local, local_port, remote, port, number, limit_ms),
+            what,
+        )
+
+    def _connect_finish(self, event: Any, what: str) -> Flow:
+        if event.status < 0:
+            raise os_error(-event.status, what)
+        return self._flow(int(event.flow))
+
+    def _check_protocol(self, protocol: str, what: str) -> None:
+        if protocol == "udp":
+            raise OSError(
+                errno.EPROTONOSUPPORT,
+                f"{what}: the message transport over UDP, which is the default, is not available "
+                "yet: pass protocol='tcp' for messages over TCP, or 'stream' for bytes",
+            )
+
+    def _unlisten(self, listener: Listener) -> None:
+        if self._closed or self._listeners.pop(listener.id, None) is None:
+            return
+        what = f"closing {listener}"
+        event = self._command(lib.mn_chan_unlisten(self._native, listener.id), what)
+        if event.status < 0:
+            raise os_error(-event.status, what)
+
+    def _accept(self, listener: Listener, timeout: float | None) -> Flow:
+        flow = self._try_accept(listener)
+        if flow is None:
+            flow = self._block(lambda: self._try_accept(listener), timeout, f"accept on {listener}")
+        return flow
+
+    def _try_accept(self, listener: Listener) -> Flow | None:
+        if listener.protocol != "stream":
+            raise ValueError(
+                f"{listener}: framed flows need no accept: they show up with their first message"
+            )
+        rc = lib.mn_chan_accept(self._native, listener.id)
+        if rc >= 0:
+            return self._flow(rc)
+        if rc != _EAGAIN:
+            self._fail(rc, f"accept on {listener}")
+        return None
+
+    # ---- data ------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        flow: Flow,
+        data: bytes | bytearray | memoryview,
+        timeout: float | None = 0.0,
+    ) -> int:
+        """Send a message, or as many bytes of a stream as there is room for.
+
+        The data are copied before it returns. That they were taken does not mean that they have
+        arrived.
+
+        Args:
+            flow: Where to.
+            data: Bytes; a message may be empty and has at most 8 MiB.
+            timeout: Seconds to wait for room; 0: never blocks; None: for ever.
+
+        Returns:
+            The bytes taken: of a message always all, of a stream at least one (if there is one).
+
+        Raises:
+            BlockingIOError: No room in time. Nothing of it was sent.
+            OSError: ``EMSGSIZE``: the message can never fit.
+            FlowError: The flow has ended; nothing can be sent any more.
+        """
+        if type(data) is bytes and flow.channel is self:
+            rc = _send(self._native, flow.id, data, len(data))
+            if rc == 0:
+                return len(data)
+        return self._send_slow(flow, data, timeout)
+
+    def _send_slow(
+        self, flow: Flow, data: bytes | bytearray | memoryview, timeout: float | None
+    ) -> int:
+        if flow.channel is not self:
+            raise ValueError(f"{flow} belongs to another channel")
+        taken = self._try_send(flow, data)
+        if taken is None and timeout == 0:
+            raise BlockingIOError(errno.EAGAIN, f"no room for {len(data)} bytes on {flow}")
+        if taken is None:
+            try:
+                taken = self._block(lambda: self._try_send(flow, data), timeout, f"send on {flow}")
+            except TimeoutError as error:
+                raise BlockingIOError(
+                    errno.EAGAIN, f"no room for {len(data)} bytes on {flow} within {timeout} s"
+                ) from error
+        return taken
+
+    def _try_send(self, flow: Flow, data: bytes | bytearray | memoryview) -> int | None:
+        raw = data if isinstance(data, bytes) else ffi.from_buffer(data)
+        length = len(raw)
+        if flow.protocol == "stream":
+            rc = lib.mn_chan_stream_send(self._native, flow.id, raw, length, 0)
+        else:
+            rc = _send(self._native, flow.id, raw, length)
+            rc = length if rc == 0 else rc
+        if rc >= 0:
+            return int(rc)
+        if rc != _EAGAIN:
+            self._send_failed(rc, flow, length)
+        return None
+
+    def _send_failed(self, rc: int, flow: Flow, length: int) -> None:
+        if rc == -errno.EMSGSIZE:
+            raise OSError(
+                errno.EMSGSIZE,
+                f"a message of {length} bytes can never fit: at most 8 MiB, and seven eighths of "
+                f"{self.settings.tx_bufs} buffers of {self.settings.buf_bytes} bytes",
+            )
+        if rc in {-errno.EBUSY, -errno.EBADF}:
+            self._fail(rc, f"send on {flow}")
+        if rc == -errno.EINVAL:
+            raise ValueError(f"{flow}: wrong kind of flow")
+        raise flow_error(-rc, flow)
+
+    def recv(self, timeout: float | None = None) -> Message:
+        """The next message of any flow.
+
+        Args:
+            timeout: Seconds to wait for one; None: for ever; 0: only look.
+
+        Raises:
+            TimeoutError: There was none in time.
+            FlowError: A flow ended by something else than a clean close; it is raised once, behind
+                the flow's last message, and has the flow as ``.flow``.
+        """
+        n = _recv(self._native, self._buf, self._size, self._event)
+        if n >= 0:
+            number = n >> _LEN_BITS
+            try:
+                flow = self._flows[number]
+            except KeyError:
+                flow = self._flow(number)
+            return Message(self._view[: n & _LEN_MASK], flow)
+        message = self._received(n)
+        if message is None:
+            message = self._block(self.try_recv, timeout, "recv")
+        return message
+
+    def try_recv(self) -> Message | None:
+        """The next message, or None when there is none. Never blocks.
+
+        Raises:
+            FlowError: As `recv`.
+        """
+        n = _recv(self._native, self._buf, self._size, self._event)
+        if n >= 0:
+            number = n >> _LEN_BITS
+            flow = self._flows.get(number)
+            if flow is None:
+                flow = self._flow(number)
+            return Message(self._view[: n & _LEN_MASK], flow)
+        return self._received(n)
+
+    def _received(self, rc: int) -> Message | None:
+        """What a receive that brought no message means."""
+        if rc == _EAGAIN:
+            return None
+        if rc == _EVENT:
+            flow = self._flow(int(self._event.flow))
+            flow._error = int(self._event.status)
+            self._flows.pop(flow.id, None)
+            raise flow_error(self._event.status, flow)
+        if rc != -errno.EMSGSIZE:
+            self._fail(rc, "recv")
+        size = int(self._event.len)
+        buf = ffi.new("char[]", size)
+        n = _recv(self._native, buf, size, self._event)
+        if n < 0:
+            self._fail(n, "recv")
+        return Message(ffi.buffer(buf, n & _LEN_MASK)[:], self._flow(n >> _LEN_BITS))
+
+    def read(self, flow: Flow, size: int = 65536, timeout: float | None = None) -> bytes:
+        """Bytes of a stream flow.
+
+        Args:
+            flow: Which one.
+            size: At most so many, 1 or more.
+            timeout: Seconds to wait for the first one; None: for ever; 0: only look.
+
+        Returns:
+            At least one byte; ``b""`` at the end of the stream.
+
+        Raises:
+            TimeoutError: There were none in time.
+            FlowError: The flow has ended other than by a clean close.
+        """
+        data = self._try_read(flow, size)
+        if data is None:
+            data = self._block(lambda: self._try_read(flow, size), timeout, f"read on {flow}")
+        return data
+
+    def _try_read(self, flow: Flow, size: int, flags: int = 0) -> bytes | None:
+        if size < 1:
+            raise ValueError(f"size: {size} is less than 1")
+        if size > self._size:
+            self._grow(min(size, 1 << 20))
+        rc = lib.mn_chan_stream_recv(self._native, flow.id, self._buf, min(size, self._size), flags)
+        if rc >= 0:
+            return self._view[:rc]
+        if rc == _EAGAIN:
+            return None
+        if rc in {-errno.EBUSY, -errno.EBADF}:
+            self._fail(rc, f"read on {flow}")
+        if rc == -errno.EINVAL:
+            raise ValueError(f"{flow} has messages, not a stream: use recv")
+        raise flow_error(-rc, flow)
+
+    def _grow(self, size: int) -> None:
+        self._buf = ffi.new("char[]", size)
+        self._view = ffi.buffer(self._buf, size)
+        self._size = size
+
+    def _shutdown(self, flow: Flow) -> None:
+        rc = lib.mn_chan_shutdown(self._native, flow.id)
+        if rc < 0:
+            if rc in {-errno.EBUSY, -errno.EBADF}:
+                self._fail(rc, f"shutdown of {flow}")
+            raise flow_error(-rc, flow)
+
+    def _close_flow(self, flow: Flow, linger: float | None) -> None:
+        if self._closed:
+            return
+        rc = lib.mn_chan_close_flow(self._native, flow.id, _linger_ms(linger))
+        if rc < 0 and rc != -errno.ENOTCONN:
+            self._fail(rc, f"closing {flow}")
+        self._flows.pop(flow.id, None)
+
+    # ---- waiting ---------------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """A descriptor for ``select``, ``poll`` and the like; it stays the channel's.
+
+        It is readable when there may be something to receive, and quiet once a receive has found
+        nothing. On a stepped stack it becomes readable when someone steps the stack.
+        """
+        rc = lib.mn_chan_fd(self._native)
+        if rc < 0:
+            self._fail(rc, "fileno")
+        return int(rc)
+
+    def on_ready(self, callback: Callable[[], None] | None) -> None:
+        """Have a function called whenever the channel may have something; None: no more.
+
+        With a stack that has its own thread, the running asyncio loop calls it. With a stepped
+        stack, `machnet.Stack.poll`, ``advance``, ``inject`` and ``drain`` call it. It is called
+        once at first. It should take what it can get: the next call comes with the next event.
+
+        Raises:
+            RuntimeError: The stack has its own thread and no asyncio loop is running.
+        """
+        self._on_ready_stop()
+        if callback is None:
+            return
+        clock = self.stack.clock
+        if clock is None:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(self.fileno(), self._fire)
+            self._loop = loop
+            self._callback = callback
+        else:
+            self._callback = callback
+            clock.hooks.append(self)
+            self._notify_step()
+            callback()
+
+    def _on_ready_stop(self) -> None:
+        if self._callback is None:
+            return
+        self._callback = None
+        clock = self.stack.clock
+        if clock is not None:
+            with contextlib.suppress(ValueError):
+                clock.hooks.remove(self)
+        elif self._loop is not None and not self._closed and not self._loop.is_closed():
+            self._loop.remove_reader(self.fileno())
+        self._loop = None
+
+    def _fire(self) -> None:
+        # Quiet first: what comes in while the callback runs makes the descriptor readable again.
+        rc = lib.mn_chan_arm(self._native)
+        if rc < 0:
+            self._fail(rc, "waiting")
+        if self._callback is not None:
+            self._callback()
+
+    def _notify_step(self) -> None:
+        rc = lib.mn_chan_notify(self._native, self._callback is not None)
+        if rc < 0:
+            self._fail(rc, "on_ready")
+
+    def _step_ready(self) -> None:
+        if self._closed:
+            return
+        while self._callback is not None and lib.mn_chan_woken(self._native):
+            self._notify_step()
+            self._callback()
+
+    def _block(self, attempt: Callable[[], T | None], timeout: float | None, what: str) -> T:
+        """Repeat ``attempt``, which found nothing yet, until it finds something."""
+        native = self._native
+        end = None if timeout is None else lib.mn_chan_now(native) + int(_seconds(timeout) * 1e9)
+        while True:
+            left = _FOREVER if end is None else max(end - lib.mn_chan_now(native), 0)
+            rc = lib.mn_chan_wait(native, left)
+            if rc < 0 and rc != -errno.EINTR:
+                self._fail(rc, what)
+            found = attempt()
+            if found is not None:
+                return found
+            if rc == 0 or left == 0:
+                raise TimeoutError(f"{what}: nothing within {timeout} s")
+
+    def _token(self, rc: int, what: str) -> int:
+        if rc < 0:
+            self._fail(rc, what)
+        return rc
+
+    def _result(self, token: int, event: Any) -> Any:
+        rc = lib.mn_chan_result(self._native, token, event)
+        if rc < 0:
+            self._fail(rc, "waiting for an answer")
+        return event if rc == 1 else None
+
+    def _command(self, rc: int, what: str) -> Any:
+        """The answer to a command that the engine answers at once."""
+        token = self._token(rc, what)
+        event = ffi.new("struct mn_ctl_evt *")
+        if self._result(token, event) is None:
+            self._block(lambda: self._result(token, event), _COMMAND_TIMEOUT_S, what)
+        return event
+
+    def _fail(self, rc: int, what: str) -> None:
+        number = -rc
+        if number == errno.EBUSY:
+            raise ConcurrentUseError(
+                f"{what}: another thread is using this channel (or stepping its stack): "
+                "attach a channel for each thread"
+            )
+        if number == errno.EBADF:
+            raise ValueError(f"{what}: the channel is closed")
+        if number == errno.EDEADLK:
+            raise DeadlockError(
+                f"{what}: nothing can ever happen: no frame is under way and no timer is armed"
+            )
+        if number == errno.EPIPE:
+            raise os_error(number, f"{what}: the engine has closed the channel")
+        raise os_error(number, what)
+
+    # ---- the rest --------------------------------------------------------------------------------
+
+    def flows(self) -> list[Flow]:
+        """The flows that are live or have something left to be received."""
+        ids = ffi.new("uint32_t[]", self.settings.flows_max)
+        n = lib.mn_chan_flows(self._native, ids, self.settings.flows_max)
+        if n < 0:
+            self._fail(n, "flows")
+        return [self._flow(ids[i]) for i in range(n)]
+
+    def set_option(self, flow: Flow | None, option: int, value: int) -> None:
+        """Set ``enum mn_opt`` ``option`` of a flow, or of what comes next (None).
+
+        Raises:
+            OSError: ``EINVAL``: out of its range, or read-only; ``ENOTCONN``: no such flow.
+        """
+        number = lib.MN_FLOW_NONE if flow is None else flow.id
+        what = f"option {option}"
+        event = self._command(lib.mn_chan_setopt(self._native, number, option, value), what)
+        if event.status < 0:
+            raise os_error(-event.status, what)
+
+    def get_option(self, flow: Flow, option: int) -> int:
+        """Read ``enum mn_opt`` ``option`` of a flow.
+
+        Raises:
+            OSError: ``EINVAL``: no such option; ``ENOTCONN``: no such flow.
+        """
+        what = f"option {option}"
+        event = self._command(lib.mn_chan_getopt(self._native, flow.id, option), what)
+        if event.status < 0:
+            raise os_error(-event.status, what)
+        return int(event.value)
+
+    def _flow_info(self, number: int) -> Any:
+        if self._closed:
+            return None
+        info = ffi.new("struct mn_app_flow_info *")
+        rc = lib.mn_chan_flow_info(self._native, number, info)
+        if rc == -errno.ENOENT:
+            return None
+        if rc < 0:
+            self._fail(rc, "flow")
+        return info
+
+    def _flow(self, number: int) -> Flow:
+        flow = self._flows.get(number)
+        if flow is not None:
+            return flow
+        info = self._flow_info(number)
+        if info is None:
+            raise RuntimeError(f"the engine named a flow {number:#x} that does not exist")
+        flow = Flow(self, info)
+        # One entry per slot, however many flows have come and gone.
+        stale = self._slots.get(number & 0xFFFF)
+        if stale is not None:
+            self._flows.pop(stale, None)
+        self._slots[number & 0xFFFF] = number
+        self._flows[number] = flow
+        return flow
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called, here or on the stack."""
+        return self._closed
+
+    def close(self, linger: float | None = None) -> None:
+        """Detach. What was sent before still goes out: the flows live on without the channel.
+
+        Args:
+            linger: Seconds until what is left of them is reset; None: the engine's
+                ``app_exit_linger_ms``; 0: reset them now.
+
+        Raises:
+            ConcurrentUseError: Another thread is inside a call.
+        """
+        if self._closed:
+            return
+        self._on_ready_stop()
+        if not self.stack.closed:
+            rc = lib.mn_chan_close(self._native, _linger_ms(linger))
+            if rc < 0 and rc not in {-errno.EPIPE, -errno.ECHILD}:
+                self._fail(rc, "close")
+        self._closed = True
+        self._finalizer.detach()
+        if self.on_close is not None:
+            self.on_close()
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Channel of {self.stack}{', closed' if self._closed else ''}>"
+
+
+def _seconds(timeout: float) -> float:
+    if not timeout >= 0:
+        raise ValueError(f"timeout: {timeout!r} is no number of seconds from 0 on")
+    return min(timeout, 1e9)
+
+
+def _linger_ms(linger: float | None) -> int:
+    if linger is None:
+        return _LINGER_DEFAULT
+    if not linger >= 0:
+        raise ValueError(f"linger: {linger!r} is no number of seconds from 0 on")
+    if linger == 0:
+        return 0
+    return int(min(max(linger * 1000, 1), _LINGER_DEFAULT - 1))
+
+
+def _finalize(native: Any, core: StackCore) -> None:
+    """A channel that was forgotten is closed, as if its application had exited."""
+    if not core.closed:
+        lib.mn_chan_close(native, _LINGER_DEFAULT)

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: MIT */
+/* Stacks that are stepped together, in virtual or in real time. */
+#include <stdlib.h>
+
+#include "stack_int.h"
+
+/* Rounds at one moment of virtual time: far above what any transfer needs. */
+#define ROUNDS_MAX (1u << 20)
+/* In real time traffic may never end: the caller gets its turn after so many rounds. */
+#define REALTIME_ROUNDS_MAX 64u
+/* Steps of one call; then the caller may look for signals. */
+#define STEPS_MAX 4096u
+/* A stack that has work but can't do it (a NIC that takes no more) is tried again after this. */
+#define BLOCKED_STEP_NS (100 * MN_NS_PER_US)
+
+struct mn_group *mn_group_new(bool realtime, uint64_t start_ns)
+{
+    struct mn_group *g = calloc(1, sizeof(*g));
+
+    if (g != NULL) {
+        g->realtime = realtime;
+        g->now_ns = realtime ? mn_host_now_ns() : start_ns;
+    }
+    return g;
+}
+
+void mn_group_free(struct mn_group *g)
+{
+    if (g != NULL) {
+        MN_ASSERT(g->n == 0);
+        free(g->stacks);
+        free(g);
+    }
+}
+
+int mn_group_add(struct mn_group *g, struct mn_stack *s)
+{
+    if (g->n == g->cap) {
+        uint32_t cap = g->cap == 0 ? 4 : 2 * g->cap;
+        struct mn_stack **stacks = realloc(g->stacks, cap * sizeof(struct mn_stack *));
+
+        if (stacks == NULL) {
+            return -ENOMEM;
+        }
+        g->stacks = stacks;
+        g->cap = cap;
+    }
+    g->stacks[g->n++] = s;
+    s->group = g;
+    return 0;
+}
+
+/* Keeps the order: it is part of what a run's result depends on. */
+void mn_group_remove(struct mn_group *g, struct mn_stack *s)
+{
+    for (uint32_t i = 0; i < g->n; i++) {
+        if (g->stacks[i] == s) {
+            g->n--;
+            memmove(&g->stacks[i], &g->stacks[i + 1], (g->n - i) * sizeof(struct mn_stack *));
+            return;
+        }
+    }
+}
+
+uint64_t mn_group_now(const struct mn_group *g)
+{
+    return g->realtime ? mn_host_now_ns() : g->now_ns;
+}
+
+uint64_t mn_group_deadline(const struct mn_group *g)
+{
+    uint64_t first = MN_NEVER;
+
+    for (uint32_t i = 0; i < g->n; i++) {
+        first = mn_min_u64(first, mn_engine_deadline(g->stacks[i]->engine));
+    }
+    return first;
+}
+
+uint64_t mn_group_wakeups(const struct mn_group *g)
+{
+    return g->wakeups;
+}
+
+static int group_settle(struct mn_group *g)
+{
+    uint32_t limit = g->realtime ? REALTIME_ROUNDS_MAX : ROUNDS_MAX;
+
+    for (uint32_t round = 0; round < limit; round++) {
+        uint64_t done = 0;
+
+        if (g->realtime) {
+            g->now_ns = mn_host_now_ns();
+        }
+        for (uint32_t i = 0; i < g->n; i++) {
+            done += mn_stack_pass(g->stacks[i], g->now_ns);
+        }
+        if (done == 0) {
+            break;
+        }
+        if (round + 1 == ROUNDS_MAX) {
+            return -ELOOP;
+        }
+    }
+    for (uint32_t i = 0; i < g->n; i++) {
+        if (g->stacks[i]->zombies > 0) {
+            mn_host_lanes_reap(g->stacks[i]);
+        }
+    }
+    return 0;
+}
+
+int mn_group_settle(struct mn_group *g)
+{
+    int rc;
+
+    if (!mn_group_enter(g)) {
+        return -EBUSY;
+    }
+    rc = group_settle(g);
+    mn_group_leave(g);
+    return rc;
+}
+
+/* Goes to the next deadline or to until_ns, whichever comes first; 1 when that was until_ns. */
+static int group_step(struct mn_group *g, uint64_t until_ns)
+{
+    uint64_t next = mn_group_deadline(g);
+
+    if (next <= g->now_ns) {
+        next = g->now_ns + BLOCKED_STEP_NS;
+    }
+    if (next >= until_ns) {
+        g->now_ns = mn_max_u64(g->now_ns, until_ns);
+        return 1;
+    }
+    g->now_ns = next;
+    return 0;
+}
+
+int mn_group_advance(struct mn_group *g, uint64_t until_ns)
+{
+    uint64_t wakeups = g->wakeups;
+    int rc = 0, last = 0;
+
+    if (g->realtime) {
+        return -EINVAL;
+    }
+    if (!mn_group_enter(g)) {
+        return -EBUSY;
+    }
+    for (uint32_t step = 0; rc == 0; step++) {
+        rc = group_settle(g);
+        if (rc < 0 || last) {
+            break;
+        }
+        if (step == STEPS_MAX || g->wakeups != wakeups) {
+            rc = -EINTR;
+            break;
+        }
+        last = group_step(g, until_ns);
+    }
+    mn_group_leave(g);
+    return rc;
+}
+
+static int group_wait_virtual(struct mn_group *g, struct mn_app *app, uint64_t until_ns)
+{
+    for (uint32_t step = 0;; step++) {
+        int rc = group_settle(g);
+
+        if (rc < 0) {
+            return rc;
+        }
+        if (mn_app_poll(app) != 0 || mn_app_dead(app) != 0) {
+            return 1;
+        }
+        if (g->now_ns >= until_ns) {
+            return 0;
+        }
+        if (until_ns == UINT64_MAX && mn_group_deadline(g) == MN_NEVER) {
+            return -EDEADLK;
+        }
+        if (step == STEPS_MAX) {
+            return -EINTR;
+        }
+        group_step(g, until_ns);
+    }
+}
+
+/* Sleeps until a frame comes in or a timer is due, at most until until_ns. */
+static int group_sleep(struct mn_group *g, uint64_t until_ns)
+{
+    struct pollfd fds[16];
+    uint32_t n = 0;
+    uint64_t deadline = mn_min_u64(mn_group_deadline(g), until_ns);
+    bool blind = g->n > MN_ARRAY_LEN(fds);
+
+    for (uint32_t i = 0; i < g->n && n < MN_ARRAY_LEN(fds); i++) {
+        int fd = g->stacks[i]->nic->rx_fd;
+
+        if (fd >= 0) {
+            fds[n++] = (struct pollfd){.fd = fd, .events = POLLIN};
+        } else {
+            blind = true;
+        }
+    }
+    if (deadline <= g->now_ns) {
+        return 0;
+    }
+    deadline -= g->now_ns;
+    return mn_os_poll(fds, n, blind ? mn_min_u64(deadline, MN_NS_PER_MS) : deadline);
+}
+
+static int group_wait_real(struct mn_group *g, struct mn_app *app, uint64_t until_ns)
+{
+    uint64_t slice_ns = mn_host_now_ns() + MN_HOST_SLICE_NS;
+
+    for (;;) {
+        int rc = group_settle(g);
+
+        if (rc < 0) {
+            return rc;
+        }
+        if (mn_app_poll(app) != 0 || mn_app_dead(app) != 0) {
+            return 1;
+        }
+        if (g->now_ns >= until_ns) {
+            return 0;
+        }
+        if (g->now_ns >= slice_ns) {
+            return -EINTR;
+        }
+        rc = group_sleep(g, mn_min_u64(slice_ns, until_ns));
+        if (rc < 0) {
+            return rc;
+        }
+    }
+}
+
+int mn_group_wait(struct mn_group *g, struct mn_app *app, uint64_t timeout_ns)
+{
+    uint64_t until_ns;
+    int rc;
+
+    if (!mn_group_enter(g)) {
+        return -EBUSY;
+    }
+    until_ns = mn_group_now(g);
+    until_ns = timeout_ns > UINT64_MAX - until_ns ? UINT64_MAX : until_ns + timeout_ns;
+    rc = g->realtime ? group_wait_real(g, app, until_ns) : group_wait_virtual(g, app, until_ns);
+    mn_group_leave(g);
+    return rc;
+}

@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: MIT */
+/* Channels from the engine's side: attaching, detaching, and the memory in between. */
+#include <sched.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "stack_int.h"
+
+static void lane_mem_free(struct mn_host_lane *m)
+{
+    mn_os_unmap(m->region, m->region_bytes);
+    mn_os_unmap(m->priv, m->priv_bytes);
+    *m = (struct mn_host_lane){0};
+}
+
+void mn_host_lanes_free(struct mn_stack *s)
+{
+    for (uint32_t i = 0; s->lanes != NULL && i < s->lanes_max; i++) {
+        lane_mem_free(&s->lanes[i]);
+    }
+    free(s->lanes);
+    s->lanes = NULL;
+    s->zombies = 0;
+}
+
+void mn_host_lanes_reap(struct mn_stack *s)
+{
+    for (uint32_t i = 0; i < s->lanes_max; i++) {
+        struct mn_host_lane *m = &s->lanes[i];
+
+        if (m->used && m->chan == NULL && mn_engine_lane_free(s->engine, i) != 0) {
+            lane_mem_free(m);
+            s->zombies--;
+        }
+    }
+}
+
+void mn_host_wake(void *ctx, uint32_t lane)
+{
+    struct mn_stack *s = ctx;
+    struct mn_chan *c = s->lanes[lane].chan;
+
+    if (c == NULL) {
+        return;
+    }
+    mn_os_event_raise(c->wake_fd);
+    if (c->notify) {
+        atomic_store_explicit(&c->woken, true, memory_order_relaxed);
+        if (c->group != NULL) {
+            c->group->wakeups++;
+        }
+    }
+}
+
+static void chan_kick(void *ctx)
+{
+    const struct mn_stack *s = ctx;
+
+    mn_os_event_raise(s->kick_fd);
+}
+
+static void chan_link(struct mn_stack *s, struct mn_chan *c)
+{
+    pthread_mutex_lock(&s->chans_lock);
+    c->next = s->chans;
+    c->pprev = &s->chans;
+    if (c->next != NULL) {
+        c->next->pprev = &c->next;
+    }
+    s->chans = c;
+    pthread_mutex_unlock(&s->chans_lock);
+}
+
+static void chan_unlink(struct mn_chan *c)
+{
+    *c->pprev = c->next;
+    if (c->next != NULL) {
+        c->next->pprev = c->pprev;
+    }
+}
+
+struct attach_args {
+    struct mn_chan *chan;
+    struct mn_host_lane mem;
+};
+
+static int64_t call_attach(struct mn_stack *s, void *arg)
+{
+    struct attach_args *a = arg;
+    int lane;
+
+    if (s->zombies > 0) {
+        mn_host_lanes_reap(s); /* so that no number is given out twice */
+    }
+    lane = mn_engine_attach(s->engine, a->mem.region, a->mem.region_bytes, a->mem.priv,
+                            a->mem.priv_bytes);
+    if (lane >= 0) {
+        MN_ASSERT((uint32_t)lane < s->lanes_max && !s->lanes[lane].used);
+        s->lanes[lane] = a->mem;
+        s->lanes[lane].chan = a->chan;
+        s->lanes[lane].used = true;
+        a->chan->lane = (uint32_t)lane;
+        chan_link(s, a->chan);
+    }
+    return lane;
+}
+
+static int chan_prepare(struct mn_chan *c, struct attach_args *a,
+                        const struct mn_chan_geometry *geo)
+{
+    int rc;
+
+    a->chan = c;
+    a->mem.region_bytes = mn_chan_bytes(geo);
+    if (a->mem.region_bytes == 0) {
+        return -EINVAL;
+    }
+    a->mem.priv_bytes = mn_lane_priv_bytes(geo);
+    a->mem.region = mn_os_map(a->mem.region_bytes);
+    a->mem.priv = mn_os_map(a->mem.priv_bytes);
+    c->app_bytes = mn_app_bytes(geo);
+    c->app_mem = mn_os_map(c->app_bytes);
+    if (a->mem.region == NULL || a->mem.priv == NULL || c->app_mem == NULL) {
+        return -ENOMEM;
+    }
+    c->wake_fd = mn_os_event();
+    if (c->wake_fd < 0) {
+        return c->wake_fd;
+    }
+    rc = mn_chan_format(a->mem.region, a->mem.region_bytes, geo);
+    if (rc < 0) {
+        return rc;
+    }
+    return mn_app_open(&c->app, c->app_mem, c->app_bytes, a->mem.region, a->mem.region_bytes,
+                       chan_kick, c->stack);
+}
+
+static void chan_release(struct mn_chan *c)
+{
+    mn_os_unmap(c->app_mem, c->app_bytes);
+    c->app_mem = NULL;
+    c->app = NULL;
+    if (c->wake_fd >= 0) {
+        close(c->wake_fd);
+        c->wake_fd = -1;
+    }
+}
+
+int mn_chan_open(struct mn_chan **out, struct mn_stack *s, const struct mn_chan_geometry *geo,
+                 uint64_t spin_ns)
+{
+    struct mn_chan *c = calloc(1, sizeof(*c));
+    struct attach_args a = {0};
+    int rc;
+
+    if (c == NULL) {
+        return -ENOMEM;
+    }
+    c->wake_fd = -1;
+    c->stack = s;
+    c->group = s->group;
+    c->spin_ns = spin_ns;
+    rc = chan_prepare(c, &a, geo);
+    if (rc >= 0) {
+        rc = (int)mn_stack_call(s, call_attach, &a);
+    }
+    if (rc < 0) {
+        lane_mem_free(&a.mem);
+        chan_release(c);
+        free(c);
+        return rc;
+    }
+    *out = c;
+    return 0;
+}
+
+struct detach_args {
+    struct mn_chan *chan;
+    uint32_t linger_ms;
+};
+
+static int64_t call_detach(struct mn_stack *s, void *arg)
+{
+    const struct detach_args *a = arg;
+
+    s->lanes[a->chan->lane].chan = NULL;
+    s->zombies++;
+    return mn_engine_detach(s->engine, a->chan->lane, a->linger_ms);
+}
+
+int mn_chan_close(struct mn_chan *c, uint32_t linger_ms)
+{
+    struct detach_args a = {.chan = c, .linger_ms = linger_ms};
+    struct mn_stack *s = c->stack;
+    int rc;
+
+    if (atomic_exchange(&c->busy, 1) != 0) {
+        return -EBUSY;
+    }
+    if (atomic_load(&c->closing) != 0) {
+        atomic_store(&c->busy, 0);
+        return 0;
+    }
+    mn_app_flush(c->app);
+    if (linger_ms == MN_LINGER_DEFAULT) {
+        a.linger_ms = s->linger_ms;
+    }
+    rc = (int)mn_stack_call(s, call_detach, &a);
+    if (rc < 0) {
+        atomic_store(&c->busy, 0);
+        return rc;
+    }
+    atomic_store(&c->closing, 1);
+    pthread_mutex_lock(&s->chans_lock);
+    chan_unlink(c);
+    pthread_mutex_unlock(&s->chans_lock);
+    c->stack = NULL;
+    chan_release(c);
+    atomic_store(&c->busy, 0);
+    return c->group != NULL ? mn_group_settle(c->group) : 0;
+}
+
+/* The caller holds the stack's chans_lock, and the engine does not run any more. */
+void mn_chan_shut(struct mn_chan *c)
+{
+    atomic_store(&c->closing, 1);
+    mn_os_event_raise(c->wake_fd);
+    while (atomic_exchange(&c->busy, 1) != 0) {
+        sched_yield();
+    }
+    chan_unlink(c);
+    c->stack = NULL;
+    chan_release(c);
+    atomic_store(&c->busy, 0);
+}
+
+void mn_chan_free(struct mn_chan *c)
+{
+    /* One that could not be closed (in a forked child) is better lost than pulled from under its
+     * stack. */
+    if (c != NULL && c->stack == NULL) {
+        free(c);
+    }
+}

@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: MIT */
+/* Stacks, groups and chans from inside: what the host's files share. */
+#ifndef MN_HOST_STACK_INT_H
+#define MN_HOST_STACK_INT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#include "host.h"
+#include "os.h"
+
+#define MN_HOST_WATCHERS 4u
+/* A wait in C returns to its caller after this time, so that Python can run signal handlers. */
+#define MN_HOST_SLICE_NS (100 * MN_NS_PER_MS)
+
+/* The engine's half of a channel. It outlives the chan while flows linger. */
+struct mn_host_lane {
+    void *region;
+    void *priv;
+    uint64_t region_bytes;
+    uint64_t priv_bytes;
+    struct mn_chan *chan; /* NULL once detached */
+    bool used;
+};
+
+struct mn_watcher {
+    void (*set_now)(void *ctx, uint64_t now_ns);
+    void *ctx;
+};
+
+/* A function that must run where the engine runs. */
+struct mn_call {
+    int64_t (*fn)(struct mn_stack *s, void *arg);
+    void *arg;
+    int64_t result;
+    bool done;
+};
+
+struct mn_stack {
+    struct mn_engine *engine; /* NULL once closed */
+    void *mem;
+    uint64_t mem_bytes;
+    struct mn_nic *nic;
+    struct mn_group *group; /* NULL while threaded */
+    struct mn_host_lane *lanes;
+    uint32_t lanes_max;
+    uint32_t zombies; /* detached lanes whose memory the engine still needs */
+    uint32_t linger_ms;
+    uint32_t n_watchers;
+    struct mn_watcher watchers[MN_HOST_WATCHERS];
+
+    pthread_mutex_t chans_lock;
+    struct mn_chan *chans; /* open ones */
+
+    int kick_fd; /* the thread sleeps on it */
+    bool threaded;
+    bool stop; /* thread only */
+    enum mn_poll_mode mode;
+    uint64_t spin_ns;
+    pid_t pid;
+    pthread_t thread;
+    pthread_mutex_t call_lock; /* one caller at a time */
+    pthread_mutex_t done_lock;
+    pthread_cond_t done_cond;
+    struct mn_call *_Atomic call;
+    _Atomic uint32_t sleeping;
+    _Atomic uint64_t passes, sleeps;
+    uint64_t calls;
+};
+
+struct mn_group {
+    bool realtime;
+    _Atomic uint32_t busy;
+    uint32_t n, cap;
+    struct mn_stack **stacks;
+    _Atomic uint64_t now_ns;
+    uint64_t wakeups;
+};
+
+/* What the descriptor of a chan promises to those who wait for it. */
+enum mn_fd_mode {
+    MN_FD_NONE = 0, /* nobody waits for it but mn_chan_wait */
+    MN_FD_LEVEL,    /* readable until a look finds the channel empty */
+    MN_FD_EDGE,     /* each wake-up is an edge; never cleared, because many wait for it */
+};
+
+struct mn_chan {
+    _Atomic uint32_t busy;
+    _Atomic uint32_t closing;
+    struct mn_app *app;
+    struct mn_group *group; /* NULL when the stack is threaded */
+    struct mn_stack *stack; /* NULL once closed */
+    void *app_mem;
+    uint64_t app_bytes;
+    uint64_t spin_ns;
+    uint32_t lane;
+    int wake_fd;
+    enum mn_fd_mode fd_mode;
+    bool notify;
+    _Atomic bool woken;
+    struct mn_chan *next; /* in the stack's list */
+    struct mn_chan **pprev;
+};
+
+static inline bool mn_group_enter(struct mn_group *g)
+{
+    return atomic_exchange_explicit(&g->busy, 1, memory_order_acquire) == 0;
+}
+
+static inline void mn_group_leave(struct mn_group *g)
+{
+    atomic_store_explicit(&g->busy, 0, memory_order_release);
+}
+
+int mn_group_add(struct mn_group *g, struct mn_stack *s);
+void mn_group_remove(struct mn_group *g, struct mn_stack *s);
+/* As mn_chan_wait, for a chan of a stepped stack: returns once mn_app_poll finds something. */
+int mn_group_wait(struct mn_group *g, struct mn_app *app, uint64_t timeout_ns);
+
+/* One pass of the engine, where the engine runs. */
+static inline uint32_t mn_stack_pass(struct mn_stack *s, uint64_t now_ns)
+{
+    for (uint32_t i = 0; i < s->n_watchers; i++) {
+        s->watchers[i].set_now(s->watchers[i].ctx, now_ns);
+    }
+    return mn_engine_poll(s->engine, now_ns);
+}
+
+/* Runs fn where the engine runs and gives its answer; -EPIPE when closed, -EBUSY, -ECHILD. */
+int64_t mn_stack_call(struct mn_stack *s, int64_t (*fn)(struct mn_stack *s, void *arg), void *arg);
+/* The mailbox of a threaded stack; mn_stack_call chooses. */
+int64_t mn_thread_call(struct mn_stack *s, int64_t (*fn)(struct mn_stack *s, void *arg), void *arg);
+void mn_thread_stop(struct mn_stack *s);
+
+/* Where the engine runs: gives back the memory of lanes that have ended. */
+void mn_host_lanes_reap(struct mn_stack *s);
+void mn_host_lanes_free(struct mn_stack *s);
+void mn_host_wake(void *ctx, uint32_t lane);
+/* Takes the chan away from its user, waiting for a call that is under way. */
+void mn_chan_shut(struct mn_chan *c);
+
+#endif
