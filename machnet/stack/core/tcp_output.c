@@ -193,7 +193,7 @@ void mn_tcp_send_syn(struct mn_engine *e, struct mn_tcb *t)
 static bool send_segment(struct mn_engine *e, struct mn_tcb *t, uint32_t seq, uint32_t len,
                          uint16_t flags)
 {
-    struct mn_pkt *pkt = mn_tx_alloc(e, HDR_MAX + len);
+    struct mn_pkt *pkt = mn_tx_alloc(e, mn_min_u32(HDR_MAX + len, e->nic->caps.tx_max_frame));
     struct mn_tcp_opts o = {0};
     uint32_t gso = 0;
 

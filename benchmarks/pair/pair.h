@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: MIT */
+/* Two stacks back to back over a Wire in one thread: what the two kinds of work share. */
+#ifndef MN_BENCH_PAIR_H
+#define MN_BENCH_PAIR_H
+
+#include "machnet/sim/wire.h"
+#include "machnet/stack/core/chan_app.h"
+#include "machnet/stack/core/engine.h"
+#include "machnet/stack/core/wire/csum.h"
+
+#define CLIENT_IP 0x0a000001u
+#define SERVER_IP 0x0a000002u
+#define PORT      7000u
+
+struct work {
+    uint32_t payload_bytes; /* of a message, without the framing prefix */
+    uint32_t window_msgs;
+    bool bulk; /* one way: the client writes, the server reads */
+};
+
+struct pair {
+    struct work work;
+    struct mn_wire *wire[2];
+    struct mn_engine *engine[2];
+    uint64_t now_ns;
+    uint64_t msgs;   /* replies the client has had; of bulk, messages the server has read */
+    uint64_t errors; /* messages that were not what was sent */
+};
+
+/* How messages get in and out of a stack. */
+struct mode {
+    const char *name;
+    void (*open)(struct pair *p);
+    void (*step)(struct pair *p); /* both applications, once */
+};
+
+extern const struct mode pair_raw, pair_framed;
+
+_Noreturn void pair_fail(const char *why, int err);
+void *pair_memory(uint64_t bytes);
+void pair_poll(struct pair *p);
+
+/* Message n carries its number and a pattern; the first thousand are looked at whole. */
+void pair_fill(uint8_t *buf, uint32_t len, uint64_t n);
+bool pair_check(const uint8_t *buf, uint32_t len, uint64_t n);
+
+#endif
