@@ -135,6 +135,34 @@ def test_a_producer_index_that_makes_no_sense(name: str, off: int) -> None:
     use_everything(r)
 
 
+@pytest.mark.parametrize("off", [1, 7, 1 << 31])
+def test_more_events_than_the_ring_has_slots(off: int) -> None:
+    r = ready_rig()
+    for i in range(r.ctl_complete.n):
+        # Each by itself makes sense.
+        r.ctl_complete.slots[i] = {"kind": lib.MN_EVT_SOFT, "flow": FLOW, "status": -errno.EIO}
+    tail = r.ctl_complete.idx.tail
+    r.ctl_complete.idx.tail = (r.ctl_complete.idx.head + r.ctl_complete.n + off) & MASK32
+    lib.mn_app_poll(r.app)
+    assert r.dead() == errno.EPROTO
+    assert r.info(FLOW).soft_error == 0
+    assert r.ctl_complete.idx.head == tail
+
+
+def test_a_consumer_that_steps_back_while_something_is_not_published() -> None:
+    r = ready_rig()
+    for _ in range(r.submit.n - 4):
+        assert r.send(FLOW, b"x") == 0
+        r.completed.put(0)
+        lib.mn_app_poll(r.app)
+    for _ in range(4):
+        assert lib.mn_app_send_nopub(r.app, FLOW, b"x", 1) == 0
+    # No more than the ring's slots behind what is published, but more behind what is written.
+    r.submit.idx.head = MASK32 - 2
+    assert lib.mn_app_send_nopub(r.app, FLOW, b"x", 1) == -errno.EPIPE
+    assert r.dead() == errno.EPROTO
+
+
 def fill_submit(r: Rig) -> None:
     assert r.send(FLOW, b"x") in (0, -errno.EAGAIN, -errno.EPIPE)
     # The buffer comes back, but its slot does not.

@@ -126,6 +126,26 @@ def test_a_stuck_flow_leaves_two_buffers_for_the_others() -> None:
     assert r.send(FLOW, b"goes on") == 0
 
 
+def test_the_reserve_holds_also_when_every_buffer_was_in_use_before() -> None:
+    r = rig()
+    r.new_flow(FLOW)
+    r.new_flow(OTHER)
+    for _ in range(3):
+        assert r.send(FLOW, bytes(14 * BUF)) == 0
+        assert r.send(OTHER, bytes(2 * BUF)) == 0
+        assert r.stats()["tx_free"] == 0
+        r.take_messages()
+        lib.mn_app_poll(r.app)
+    assert r.stats()["tx_touched"] == 16
+    sent = 0
+    while r.send(FLOW, b"stuck") == 0:
+        sent += 1
+    assert sent == 14
+    # What came back does not count for the other one.
+    assert r.send(OTHER, b"one") == 0
+    assert r.send(OTHER, b"two") == 0
+
+
 def test_room_is_what_a_send_takes() -> None:
     r = rig()
     r.new_flow(FLOW)
@@ -540,6 +560,7 @@ def test_closing_flows_in_any_order_keeps_the_queue_whole() -> None:
         for flow in gone:
             assert r.close(flow) == 0
         r.deliver_message(flows[1], b"tail")
+        lib.mn_app_poll(r.app)
         got = []
         while isinstance(head := r.peek(), tuple):
             got.append((head[0], head[2]))

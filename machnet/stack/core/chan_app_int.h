@@ -51,7 +51,7 @@ struct app_flow {
     uint32_t rx_head; /* stream: queue; else the pieces of an incomplete message; or APP_NONE */
     uint32_t rx_tail;
     union {
-        uint32_t rx_off;   /* stream: bytes of the first buffer already read */
+        uint32_t rx_off;   /* stream: bytes of the first buffer already read; 0 without one */
         uint32_t part_len; /* else: bytes of the incomplete message */
     };
     uint32_t queued;   /* messages in the channel's queue */

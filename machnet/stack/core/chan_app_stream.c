@@ -28,7 +28,6 @@ void app_stream_put(struct mn_app *a, struct app_flow *f, uint32_t buf, uint32_t
     a->rx[buf].next = APP_NONE;
     if (f->rx_head == APP_NONE) {
         f->rx_head = buf;
-        f->rx_off = 0;
         app_stream_update(a, f);
     } else {
         a->rx[f->rx_tail].next = buf;
