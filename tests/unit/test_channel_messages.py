@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 
 import pytest
-from channel_peer import FIRST, LAST, TCP, UDP, WHOLE, Rig, rig
+from channel_peer import FIRST, LAST, TCP, UDP, Rig, rig
 
 from machnet._native import ffi, lib
 
