@@ -86,6 +86,24 @@ class Ipv4(click.types.StringParamType):
             self.fail(f"{value!r} is not an IPv4 address, such as 10.0.0.2.", param, ctx)
 
 
+class Interface(click.types.StringParamType):
+    """An IPv4 address with its prefix length; without one, the length is 24."""
+
+    name = "ipv4[/length]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the address with its prefix length; anything else is a usage error."""
+        address, slash, length = str(value).partition("/")
+        try:
+            interface = ipaddress.IPv4Interface(f"{address}/{length if slash else 24}")
+        except ValueError:
+            self.fail(
+                f"{value!r} is not an IPv4 address, such as 10.0.0.2 or 10.0.0.2/16.", param, ctx
+            )
+        # A mask in dotted form comes out as a length.
+        return str(interface)
+
+
 class GflagsCommand(click.Command):
     """A command whose options may be spelled as gflags spells them."""
 
@@ -135,34 +153,37 @@ def _truth(name: str, value: str, ctx: click.Context) -> bool:
     raise click.UsageError(message, ctx)
 
 
-def message_options(*, msg_size_min: int, local_ip: str | None) -> Callable[[_F], _F]:
+def message_options(
+    *, msg_size_min: int, local_ip: str | None, own_stack: bool = False
+) -> Callable[[_F], _F]:
     """Return a decorator that adds the options of both message generators to a command.
 
     Args:
         msg_size_min: The smallest ``--msg_size``, in bytes.
         local_ip: The default of ``--local_ip``; ``None`` makes it required.
+        own_stack: The addresses are those of a stack of our own: ``--local_ip`` takes a prefix
+            length, and no system chooses a port.
     """
-    port = Integer(0, 65535)
-    if local_ip is None:
-        address = click.option(
-            "--local_ip", type=Ipv4(), required=True, help="IP address of this end."
-        )
-    else:
-        address = click.option(
-            "--local_ip",
-            type=Ipv4(),
-            default=local_ip,
-            show_default=True,
-            help="Local address to bind to.",
-        )
+    # An explicit default of None would count as one, and the option as optional.
+    presence: dict[str, Any] = {"required": True} if local_ip is None else {"default": local_ip}
+    address = click.option(
+        "--local_ip",
+        type=Interface() if own_stack else Ipv4(),
+        show_default=local_ip is not None,
+        help="Address of this end, with its prefix length (10.0.0.2/24; 24 without)."
+        if own_stack
+        else "Local address to bind to.",
+        **presence,
+    )
+    port_help = "" if own_stack else "; 0 lets the system choose"
     options = [
         address,
         click.option(
             "--local_port",
-            type=port,
+            type=Integer(1 if own_stack else 0, 65535),
             default=888,
             show_default=True,
-            help="Local port to listen on (server); 0 lets the system choose.",
+            help=f"Local port to listen on (server){port_help}.",
         ),
         click.option(
             "--remote_ip",
@@ -236,3 +257,14 @@ def message_options(*, msg_size_min: int, local_ip: str | None) -> Callable[[_F]
         return command
 
     return decorate
+
+
+def parameters_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return every setting under a name that carries its unit."""
+    units = {
+        "msg_size": "msg_size_bytes",
+        "duration": "duration_s",
+        "connect_timeout": "connect_timeout_s",
+        "mtu": "mtu_bytes",
+    }
+    return {units.get(name, name): value for name, value in settings.items()}

@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -287,6 +288,7 @@ def fault_text(fault: Any) -> str:
         lib.MN_MSG_FAULT_CLOSED: "the peer closed the connection while replies were missing",
         lib.MN_MSG_FAULT_SYSTEM: system,
         lib.MN_MSG_FAULT_ACCEPT: f"a connection could not be accepted: {system}",
+        lib.MN_MSG_FAULT_OWED: "cut off: it goes on asking and does not read the answers",
     }
     text = texts.get(fault.kind, f"unknown fault {fault.kind}")
     if fault.peer_ip_be:
@@ -294,3 +296,10 @@ def fault_text(fault: Any) -> str:
         address = socket.inet_ntoa(struct.pack("=I", fault.peer_ip_be))
         text = f"{address}:{fault.peer_port}: {text}"
     return text
+
+
+def reason_text(error: OSError, hints: Mapping[int, str]) -> str:
+    """Say why a call failed, and what to look at where there is a hint for its ``errno``."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    hint = hints.get(error.errno or 0)
+    return f"{reason} ({hint})" if hint else reason

@@ -43,6 +43,7 @@ enum mn_msg_fault_kind {
     MN_MSG_FAULT_CLOSED,
     MN_MSG_FAULT_SYSTEM,
     MN_MSG_FAULT_ACCEPT,
+    MN_MSG_FAULT_OWED,
     ...
 };
 struct mn_msg_fault {
@@ -106,3 +107,33 @@ uint64_t mn_tcp_server_untold(struct mn_tcp_server *server);
 uint64_t mn_tcp_server_faults(const struct mn_tcp_server *server);
 uint32_t mn_tcp_server_open_conns(const struct mn_tcp_server *server);
 uint64_t mn_tcp_server_accepted(const struct mn_tcp_server *server);
+
+#define MN_GEN_SERVER_OWED_MAX ...
+struct mn_gen_config {
+    struct mn_chan *chan;
+    struct mn_stack *stack;
+    uint64_t msgs_max;
+    uint64_t spin_ns;
+    uint32_t msg_size;
+    uint32_t window;
+    uint32_t flow;
+    bool verify;
+};
+struct mn_gen_client;
+struct mn_gen_client *mn_gen_client_new(const struct mn_gen_config *config,
+                                        struct mn_msg_stats *stats);
+void mn_gen_client_free(struct mn_gen_client *client);
+int mn_gen_client_run(struct mn_gen_client *client, uint64_t until_ns, const volatile int *stop);
+void mn_gen_client_drain(struct mn_gen_client *client);
+uint32_t mn_gen_client_in_flight(const struct mn_gen_client *client);
+struct mn_msg_fault mn_gen_client_fault(const struct mn_gen_client *client);
+struct mn_msg_fault mn_gen_client_payload_fault(const struct mn_gen_client *client);
+struct mn_gen_server;
+struct mn_gen_server *mn_gen_server_new(const struct mn_gen_config *config,
+                                        struct mn_msg_stats *stats);
+void mn_gen_server_free(struct mn_gen_server *server);
+int mn_gen_server_run(struct mn_gen_server *server, uint64_t until_ns, const volatile int *stop);
+bool mn_gen_server_fault(struct mn_gen_server *server, struct mn_msg_fault *fault);
+uint64_t mn_gen_server_untold(struct mn_gen_server *server);
+uint64_t mn_gen_server_faults(const struct mn_gen_server *server);
+uint32_t mn_gen_server_open_conns(const struct mn_gen_server *server);

@@ -35,6 +35,7 @@ enum mn_msg_fault_kind {
     MN_MSG_FAULT_CLOSED = 5,  /* the end of the connection while replies are missing */
     MN_MSG_FAULT_SYSTEM = 6,  /* a system call failed: `error` says how */
     MN_MSG_FAULT_ACCEPT = 7,  /* a connection could not be accepted: `error` says why */
+    MN_MSG_FAULT_OWED = 8,    /* a peer asks on and on and does not read the answers */
 };
 
 struct mn_msg_fault {

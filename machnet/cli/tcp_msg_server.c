@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "machnet/cli/fault_log.h"
 #include "machnet/cli/tcp_frame.h"
 
 /* Up to this many connections are asked directly, which saves a system call each time. */
@@ -17,7 +18,6 @@
 /* How often epoll is asked all the same, so that new connections are not forgotten. */
 #define DIRECT_ROUNDS 32u
 #define EVENTS_MAX    64
-#define FAULTS_MAX    16u
 #define ACCEPTS_MAX   64
 /* Sends to one peer before the others have their turn. */
 #define SENDS_MAX 4
@@ -38,19 +38,15 @@ struct mn_tcp_server {
     struct mn_msg_stats *stats;
     struct conn *conns;
     uint64_t accepted;
-    uint64_t faults_total;
-    uint64_t faults_untold;
     uint64_t spin_ns;
     uint32_t conns_open;
     uint32_t msg_size;
     uint32_t direct_round;
-    uint32_t faults_head;
-    uint32_t faults_count;
     int epoll_fd;
     int listen_fd;
     bool accepting;
     bool verify;
-    struct mn_msg_fault faults[FAULTS_MAX];
+    struct mn_fault_log faults;
     uint8_t out[MN_TCP_CHUNK_BYTES];
     uint8_t in[MN_TCP_CHUNK_BYTES];
 };
@@ -63,12 +59,6 @@ static bool would_block(int error)
 static void fault_note(struct mn_tcp_server *server, const struct conn *conn,
                        struct mn_msg_fault fault)
 {
-    if (fault.kind != MN_MSG_FAULT_PAYLOAD)
-        server->faults_total++;
-    if (server->faults_count == FAULTS_MAX) {
-        server->faults_untold++;
-        return;
-    }
     if (conn != NULL) {
         fault.peer_ip_be = conn->peer_ip_be;
         fault.peer_port = conn->peer_port;
@@ -77,17 +67,12 @@ static void fault_note(struct mn_tcp_server *server, const struct conn *conn,
             fault.offset = conn->rx.seen;
         }
     }
-    server->faults[(server->faults_head + server->faults_count++) % FAULTS_MAX] = fault;
+    mn_fault_log_put(&server->faults, &fault);
 }
 
 bool mn_tcp_server_fault(struct mn_tcp_server *server, struct mn_msg_fault *fault)
 {
-    if (server->faults_count == 0)
-        return false;
-    *fault = server->faults[server->faults_head];
-    server->faults_head = (server->faults_head + 1) % FAULTS_MAX;
-    server->faults_count--;
-    return true;
+    return mn_fault_log_take(&server->faults, fault);
 }
 
 /* --- listening ------------------------------------------------------------------------------- */
@@ -400,14 +385,12 @@ int mn_tcp_server_run(struct mn_tcp_server *server, uint64_t until_ns, const vol
 
 uint64_t mn_tcp_server_faults(const struct mn_tcp_server *server)
 {
-    return server->faults_total;
+    return server->faults.total;
 }
 
 uint64_t mn_tcp_server_untold(struct mn_tcp_server *server)
 {
-    uint64_t untold = server->faults_untold;
-    server->faults_untold = 0;
-    return untold;
+    return mn_fault_log_untold(&server->faults);
 }
 
 uint32_t mn_tcp_server_open_conns(const struct mn_tcp_server *server)

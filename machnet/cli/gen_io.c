@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+#include "machnet/cli/gen_io.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* The most pieces a message can have: buffers have 512 bytes at least. */
+#define PIECES_MAX (MN_MSG_MAX_BYTES / 512u)
+
+int gen_io_open(struct gen_io *io, const struct mn_gen_config *config)
+{
+    *io = (struct gen_io){
+        .app = mn_chan_app(config->chan),
+        .chan = config->chan,
+        .stack = config->stack,
+        .spin_ns = config->spin_ns,
+        .msg_size = config->msg_size,
+        .verify = config->verify,
+    };
+    if (config->msg_size < MN_MSG_HEADER_BYTES || config->msg_size > MN_MSG_MAX_BYTES)
+        return -EINVAL;
+    io->out = malloc(config->msg_size);
+    io->iov = malloc(PIECES_MAX * sizeof(*io->iov));
+    if (io->out == NULL || io->iov == NULL)
+        return -ENOMEM;
+    mn_msg_fill(io->out, config->msg_size, 0);
+    return 0;
+}
+
+void gen_io_close(struct gen_io *io)
+{
+    free(io->out);
+    free(io->iov);
+}
+
+static void read_pieces(const struct gen_io *io, struct gen_msg *msg)
+{
+    uint32_t n = mn_app_pieces(io->app, io->iov, PIECES_MAX);
+    uint32_t offset = 0;
+
+    for (uint32_t i = 0; i < n && msg->wrong_at == MN_MSG_MATCH; i++) {
+        const uint8_t *data = io->iov[i].base;
+        uint32_t length = (uint32_t)io->iov[i].len;
+
+        msg->wrong_at = mn_msg_check(data, length, offset);
+        if (msg->wrong_at != MN_MSG_MATCH)
+            msg->got = data[msg->wrong_at - offset];
+        offset += length;
+    }
+}
+
+void gen_io_read(const struct gen_io *io, uint32_t len, struct gen_msg *msg)
+{
+    struct mn_app_iov first = {0};
+    uint32_t pieces = mn_app_pieces(io->app, &first, 1);
+    const uint8_t *data = first.base;
+
+    msg->slot = mn_msg_slot_read(data);
+    msg->wrong_at = MN_MSG_MATCH;
+    msg->got = 0;
+    if (!io->verify)
+        return;
+    if (pieces > 1) {
+        read_pieces(io, msg);
+        return;
+    }
+    msg->wrong_at = mn_msg_check(data, len, 0);
+    if (msg->wrong_at != MN_MSG_MATCH)
+        msg->got = data[msg->wrong_at];
+}
+
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+int gen_io_run(struct gen_io *io, gen_turn_fn turn, void *ctx, uint64_t until_ns,
+               const volatile int *stop)
+{
+    uint64_t busy_at_ns = mn_msg_now_ns();
+    for (;;) {
+        int64_t polled = io->stack != NULL ? mn_stack_poll(io->stack, 0) : 0;
+        if (polled < 0)
+            return (int)polled;
+        int found = turn(ctx);
+        if (found < 0)
+            return found;
+        if (found == GEN_FINISHED)
+            return 1;
+        uint64_t now_ns = mn_msg_now_ns();
+        if (now_ns >= until_ns || (stop != NULL && *stop != 0))
+            return 0;
+        if (polled > 0 || found == GEN_WORKED) {
+            busy_at_ns = now_ns;
+            continue;
+        }
+        if (now_ns - busy_at_ns < io->spin_ns) {
+            if (io->stack == NULL)
+                relax();
+            continue;
+        }
+        int rc = mn_chan_wait(io->chan, until_ns - now_ns);
+        if (rc < 0)
+            return rc == -EINTR ? 0 : rc;
+        busy_at_ns = mn_msg_now_ns();
+    }
+}

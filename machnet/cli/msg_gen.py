@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: MIT
+"""``msg_gen``: sends messages through machnet, or answers them.
+
+The same messages as ``tcp_msg_gen``'s, by way of an engine in this process. Until there is a
+sidecar to attach to, the command opens its NIC itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from machnet._native import ffi, lib
+from machnet.channel import Channel
+from machnet.cli._endpoint import NativeClient, NativeServer, fill_config
+from machnet.cli._flags import (
+    GflagsCommand,
+    Integer,
+    Interface,
+    Ipv4,
+    Seconds,
+    message_options,
+    parameters_of,
+)
+from machnet.cli._report import Reporter, reason_text
+from machnet.cli._run import RunError, run
+from machnet.stack.nics import Nic, Tap, open_nic
+from machnet.stack.stack import Stack
+
+TOOL = "msg_gen"
+#: How long the end waits until the peers have what was sent, in seconds.
+LINGER_S = 1.0
+#: A server that vanishes without a word is found out within a minute and a half.
+_KEEPALIVE = (
+    (lib.MN_OPT_KEEPIDLE_S, 60),
+    (lib.MN_OPT_KEEPINTVL_S, 10),
+    (lib.MN_OPT_KEEPCNT, 3),
+    (lib.MN_OPT_KEEPALIVE, 1),
+)
+_TAP_FD = re.compile(r"tap:fd=(\d{1,9})")
+
+
+class _NicParam(click.types.StringParamType):
+    """A NIC string, or ``tap:fd=N`` for a descriptor that this process inherited."""
+
+    name = "nic"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the string; anything else than a NIC that can be opened is a usage error."""
+        from machnet.sim.nicstr import parse_nic
+
+        text = str(value)
+        if _TAP_FD.fullmatch(text):
+            return text
+        try:
+            parsed = parse_nic(text)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+        if parsed.scheme != "tap":
+            self.fail(
+                f"{text!r}: the {parsed.scheme} driver is not available yet; use tap:NAME.",
+                param,
+                ctx,
+            )
+        return text
+
+
+def _open_nic(settings: dict[str, Any]) -> Nic:
+    by_descriptor = _TAP_FD.fullmatch(settings["nic"])
+    if by_descriptor:
+        return Tap(fd=int(by_descriptor[1]), mtu=settings["mtu"])
+    if settings["kernel_ip"]:
+        name = settings["nic"].partition(":")[2]
+        return Tap(name, mtu=settings["mtu"], kernel_ip=settings["kernel_ip"])
+    return open_nic(settings["nic"], settings["mtu"])
+
+
+@contextlib.contextmanager
+def _stack(settings: dict[str, Any]) -> Iterator[Stack]:
+    """Yield a stack on the NIC of the settings, and close both at the end.
+
+    Raises:
+        RunError: The NIC can't be opened, or the stack refuses a setting.
+    """
+    inline = settings["engine"] == "inline"
+    with contextlib.ExitStack() as cleanup:
+        try:
+            nic = _open_nic(settings)
+            cleanup.callback(nic.close)
+            stack = Stack(
+                nic,
+                settings["local_ip"],
+                settings["gateway"] or None,
+                poll=settings["poll"],
+                thread=not inline,
+                spin_us=settings["spin_us"],
+                cpu=None if inline else settings["engine_cpu"],
+                pcap=settings["pcap"],
+            )
+        except (OSError, ValueError) as error:
+            text = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise RunError(str(text)) from error
+        cleanup.callback(stack.close, LINGER_S)
+        yield stack
+
+
+def _config(stack: Stack, channel: Channel, settings: dict[str, Any]) -> Any:
+    config = fill_config(ffi.new("struct mn_gen_config *"), settings)
+    config.chan = channel._native  # noqa: SLF001 - the loop in C takes the channel over
+    config.stack = ffi.NULL if stack.threaded else stack.core.native
+    return config
+
+
+def _run_client(reporter: Reporter, settings: dict[str, Any]) -> int:
+    local_ip = settings["local_ip"].partition("/")[0]
+    remote_ip, port = settings["remote_ip"], settings["remote_port"]
+    with _stack(settings) as stack, stack.attach() as channel:
+        reporter.status(
+            f"[CLIENT] Connecting to {remote_ip}:{port}, "
+            f"msg_size={settings['msg_size']}, window={settings['msg_window']}"
+        )
+        timeout = settings["connect_timeout"]
+        try:
+            flow = channel.connect(local_ip, remote_ip, port, protocol="tcp", timeout=timeout)
+        except TimeoutError as error:
+            waited = f"no answer within {timeout:g} s"
+            raise RunError(f"cannot connect to {remote_ip}:{port}: {waited}") from error
+        except OSError as error:
+            hints = {
+                errno.ECONNREFUSED: "is the server running, and is --remote_port its port?",
+                errno.ENETUNREACH: "it is outside the network of --local_ip: give a --gateway",
+                errno.EHOSTUNREACH: "nobody answers to this address on the network of --nic",
+            }
+            reason = reason_text(error, hints)
+            raise RunError(f"cannot connect to {remote_ip}:{port}: {reason}") from error
+        for option, value in _KEEPALIVE:
+            channel.set_option(flow, option, value)
+        reporter.status("[CLIENT] Connected.")
+        config = _config(stack, channel, settings)
+        config.flow = flow.id
+        return run(NativeClient("mn_gen", config), reporter, duration_s=settings["duration"])
+
+
+def _run_server(reporter: Reporter, settings: dict[str, Any]) -> int:
+    reporter.status(f"Starting in server mode, response size {settings['msg_size']}")
+    local_ip, port = settings["local_ip"].partition("/")[0], settings["local_port"]
+    with _stack(settings) as stack, stack.attach() as channel:
+        try:
+            channel.listen(local_ip, port, protocol="tcp")
+        except OSError as error:
+            raise RunError(
+                f"cannot listen on {local_ip}:{port}: {reason_text(error, {})}"
+            ) from error
+        reporter.status(f"[LISTENING] [{local_ip}:{port}]")
+        server = NativeServer("mn_gen", _config(stack, channel, settings))
+        return run(server, reporter, duration_s=settings["duration"])
+
+
+def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
+    """Refuse what the command line must not ask for, each with what to do instead."""
+    if settings["protocol"] == "udp":
+        raise click.UsageError(
+            "--protocol udp, the default, is Machnet's message transport between two machnet "
+            "hosts, which is not available yet: pass --protocol tcp.",
+            ctx,
+        )
+    if settings["nic"] is None:
+        raise click.UsageError(
+            "There is no machnet process to attach to yet, so say which NIC to open: "
+            "--nic tap:NAME (or set MACHNET_NIC).",
+            ctx,
+        )
+    if settings["kernel_ip"] and _TAP_FD.fullmatch(settings["nic"]):
+        raise click.UsageError("--kernel_ip needs a TAP by name, not a descriptor.", ctx)
+    if settings["engine"] == "inline" and settings["engine_cpu"] is not None:
+        raise click.UsageError("--engine_cpu is for --engine thread.", ctx)
+
+
+@click.command(
+    cls=GflagsCommand, name=TOOL, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@message_options(msg_size_min=9, local_ip=None, own_stack=True)
+@click.option(
+    "--protocol",
+    type=click.Choice(["udp", "tcp"]),
+    default="udp",
+    show_default=True,
+    help="Transport; udp is not available yet.",
+)
+@click.option(
+    "--nic",
+    type=_NicParam(),
+    envvar="MACHNET_NIC",
+    show_envvar=True,
+    help="NIC to open: tap:NAME, which is made if it is not there, or tap:fd=N, a TAP's "
+    "descriptor that was inherited.",
+)
+@click.option(
+    "--kernel_ip",
+    type=Interface(),
+    help="Address to give to the kernel's end of the TAP, e.g. 10.0.0.1/24 (root).",
+)
+@click.option("--gateway", type=Ipv4(), default="", help="Router to other networks.")
+@click.option(
+    "--mtu",
+    type=Integer(68, 65521, "bytes"),
+    help="Largest IP packet, in bytes.  [default: the interface's]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["inline", "thread"]),
+    default="inline",
+    show_default=True,
+    help="Who polls the NIC: the application's own thread, between its messages, or a thread of "
+    "the engine's own, which wants another core.",
+)
+@click.option(
+    "--engine_cpu",
+    type=Integer(0, 1023),
+    help="CPU that the engine's thread is pinned to (--engine thread).",
+)
+@click.option(
+    "--pcap", type=click.Path(dir_okay=False), help="Write all frames to this pcapng file."
+)
+@click.option(
+    "--connect_timeout",
+    type=Seconds(),
+    default=10.0,
+    show_default=True,
+    help="How long to wait for the connection (client).",
+)
+@click.pass_context
+def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
+    """Send messages through machnet, or answer them.
+
+    With --remote_ip this is a client: it keeps --msg_window messages in flight and prints rates and
+    round-trip times each second. Without it this is a server for any number of clients. The other
+    end may be machnet or any program with a TCP socket, such as tcp_msg_gen.
+
+    \b
+    To try it as root, without hardware:
+      msg_gen --nic tap:mn0 --kernel_ip 10.0.0.1 --local_ip 10.0.0.2 --protocol tcp
+      tcp_msg_gen --remote_ip 10.0.0.2
+
+    Exit status: 0 when all went well, which for a client means that every message it sent was
+    answered, and rightly, also when it was ended by Ctrl-C or SIGTERM; 1 on any failure; 2 when the
+    command line is wrong.
+    """  # noqa: D301 - \b is click's
+    _check_usage(ctx, settings)
+    client = settings["remote_ip"] != ""
+    role = "client" if client else "server"
+    parameters = {**parameters_of(settings), "json": as_json}
+    reporter = Reporter(TOOL, role, parameters, as_json=as_json)
+    reporter.status("Using TCP transport")
+    try:
+        code = (_run_client if client else _run_server)(reporter, settings)
+    except RunError as error:
+        reporter.error(str(error))
+        code = 1
+    except KeyboardInterrupt:
+        # Before the run begins or after its summary, while the end waits for the peers.
+        reporter.error("interrupted")
+        code = 1
+    ctx.exit(code)
+
+
+if __name__ == "__main__":
+    main()
