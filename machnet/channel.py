@@ -617,7 +617,7 @@ class Channel:
     def _step_ready(self) -> None:
         if self._closed:
             return
-        while self._callback is not None and lib.mn_chan_woken(self._native):
+        if self._callback is not None and lib.mn_chan_woken(self._native):
             self._notify_step()
             self._callback()
 

@@ -127,6 +127,20 @@ static bool chan_arm(struct mn_chan *c)
     return false;
 }
 
+/* Takes in what there is, so that only what comes later makes the descriptor readable. Gives up
+ * when the engine has no room for what it is owed (the descriptor stays readable, to be tried
+ * again). */
+static bool chan_arm_new(struct mn_chan *c)
+{
+    for (uint32_t i = 0; i < 8; i++) {
+        (void)mn_app_poll(c->app);
+        if (chan_arm(c)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int chan_fd(struct mn_chan *c, enum mn_fd_mode mode)
 {
     int rc = chan_take(c);
@@ -134,12 +148,12 @@ static int chan_fd(struct mn_chan *c, enum mn_fd_mode mode)
     if (rc < 0) {
         return rc;
     }
-    if (c->fd_mode != MN_FD_NONE && c->fd_mode != mode) {
-        rc = -EINVAL;
-    } else {
+    rc = c->wake_fd;
+    if (c->fd_mode == MN_FD_NONE) {
         c->fd_mode = mode;
-        mn_os_event_raise(c->wake_fd);
-        rc = c->wake_fd;
+        mn_os_event_raise(c->wake_fd); /* until somebody has looked */
+    } else if (c->fd_mode != mode) {
+        rc = -EINVAL;
     }
     chan_leave(c);
     return rc;
@@ -160,7 +174,7 @@ int mn_chan_arm(struct mn_chan *c)
     int rc = chan_enter(c);
 
     if (rc == 0) {
-        rc = chan_arm(c) ? 1 : 0;
+        rc = chan_arm_new(c) ? 1 : 0;
         chan_leave(c);
     }
     return rc;
@@ -174,7 +188,7 @@ int mn_chan_notify(struct mn_chan *c, bool on)
         return rc;
     }
     c->notify = on;
-    if (on && !chan_arm(c)) {
+    if (on && !chan_arm_new(c)) {
         atomic_store_explicit(&c->woken, true, memory_order_relaxed);
     }
     chan_leave(c);
@@ -324,6 +338,7 @@ int mn_chan_flow_info(struct mn_chan *c, uint32_t flow, struct mn_app_flow_info 
     int rc = chan_enter(c);
 
     if (rc == 0) {
+        (void)mn_app_poll(c->app); /* it may have ended since anybody looked */
         rc = mn_app_flow_info(c->app, flow, out);
         chan_leave(c);
     }

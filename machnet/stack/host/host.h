@@ -131,8 +131,8 @@ int mn_chan_fd(struct mn_chan *c);
  * whenever something comes in after a call that answered "not now" (-EAGAIN, or 0 of
  * mn_chan_result). A chan's descriptor is used one way or the other: -EINVAL. */
 int mn_chan_edge_fd(struct mn_chan *c);
-/* After a look that found nothing: makes the descriptor quiet until the engine publishes again.
- * 1: quiet; 0: something has come in meanwhile, look again. */
+/* Takes in what the engine has published and makes the descriptor quiet until it publishes again:
+ * what is there is to be looked for after this. 1: quiet; 0: not now, and it stays readable. */
 int mn_chan_arm(struct mn_chan *c);
 /* Asks for wake-ups without a descriptor (stepped stacks), and whether there was one since. */
 int mn_chan_notify(struct mn_chan *c, bool on);

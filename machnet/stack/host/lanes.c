@@ -102,7 +102,8 @@ static int64_t call_attach(struct mn_stack *s, void *arg)
         a->chan->lane = (uint32_t)lane;
         chan_link(s, a->chan);
     }
-    return lane;
+    /* The engine's word for it would be taken for the process's limit of descriptors. */
+    return lane == -EMFILE ? -ENOSPC : lane;
 }
 
 static int chan_prepare(struct mn_chan *c, struct attach_args *a,

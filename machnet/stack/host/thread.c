@@ -7,8 +7,9 @@
 
 #include "stack_int.h"
 
-/* A NIC without a descriptor can't wake us: look at it this often. */
-#define BLIND_NAP_NS (1 * MN_NS_PER_MS)
+/* A NIC without a descriptor can't wake us: it is looked at after naps that get longer. */
+#define NAP_MIN_NS (100 * MN_NS_PER_US)
+#define NAP_MAX_NS (10 * MN_NS_PER_MS)
 
 static void thread_run_call(struct mn_stack *s, struct mn_call *call)
 {
@@ -22,24 +23,24 @@ static void thread_run_call(struct mn_stack *s, struct mn_call *call)
 }
 
 /* The engine said that it has nothing to do: waits for a frame, an application, a call, or time. */
-static void thread_block(struct mn_stack *s, uint64_t timeout_ns)
+static void thread_block(struct mn_stack *s, uint64_t timeout_ns, uint64_t nap_ns)
 {
     struct pollfd fds[2] = {{.fd = s->kick_fd, .events = POLLIN},
                             {.fd = s->nic->rx_fd, .events = POLLIN}};
     const short broken = POLLERR | POLLHUP | POLLNVAL;
 
     if (s->nic->rx_fd < 0) {
-        mn_os_poll(fds, 1, mn_min_u64(timeout_ns, BLIND_NAP_NS));
+        mn_os_poll(fds, 1, mn_min_u64(timeout_ns, nap_ns));
     } else if (mn_os_poll(fds, 2, timeout_ns) > 0 && (fds[1].revents & broken) != 0) {
         /* A device that went away would answer every poll at once. */
-        mn_os_poll(fds, 1, BLIND_NAP_NS);
+        mn_os_poll(fds, 1, mn_min_u64(timeout_ns, nap_ns));
     }
     if ((fds[0].revents & POLLIN) != 0) {
         mn_os_event_clear(s->kick_fd);
     }
 }
 
-static void thread_sleep(struct mn_stack *s, uint64_t now_ns)
+static void thread_sleep(struct mn_stack *s, uint64_t now_ns, uint64_t nap_ns)
 {
     uint64_t deadline = mn_engine_deadline(s->engine);
 
@@ -48,7 +49,7 @@ static void thread_sleep(struct mn_stack *s, uint64_t now_ns)
         atomic_store(&s->sleeping, 1);
         if (atomic_load(&s->call) == NULL) {
             atomic_fetch_add_explicit(&s->sleeps, 1, memory_order_relaxed);
-            thread_block(s, deadline == MN_NEVER ? UINT64_MAX : deadline - now_ns);
+            thread_block(s, deadline == MN_NEVER ? UINT64_MAX : deadline - now_ns, nap_ns);
         }
         atomic_store(&s->sleeping, 0);
     }
@@ -59,6 +60,7 @@ static void *thread_main(void *arg)
 {
     struct mn_stack *s = arg;
     uint64_t useful_ns = mn_host_now_ns();
+    uint64_t nap_ns = NAP_MIN_NS;
 
     while (!s->stop) {
         uint64_t now_ns = mn_host_now_ns();
@@ -76,10 +78,12 @@ static void *thread_main(void *arg)
             useful_ns = now_ns;
         } else if (done > 0) {
             useful_ns = now_ns;
+            nap_ns = NAP_MIN_NS;
         } else if (s->mode == MN_POLL_BUSY || now_ns - useful_ns < s->spin_ns) {
             mn_os_relax();
         } else {
-            thread_sleep(s, now_ns);
+            thread_sleep(s, now_ns, nap_ns);
+            nap_ns = mn_min_u64(2 * nap_ns, NAP_MAX_NS);
         }
     }
     return NULL;
