@@ -137,6 +137,19 @@ def test_close_of_an_ended_flow_sends_nothing(error: int) -> None:
     assert len(r.reclaim()) == 1
 
 
+def test_close_of_a_flow_whose_slot_has_a_successor_in_the_ring() -> None:
+    r = rig()
+    r.new_flow(FLOW)
+    r.deliver_end(FLOW)
+    lib.mn_app_poll(r.app)
+    assert r.told() == [(lib.MN_CTL_RELEASE, FLOW)]
+    successor = FLOW + 0x10000
+    r.accept_event(successor)
+    assert r.close(FLOW) == -errno.ENOTCONN
+    assert r.take_submitted() == []
+    assert r.info(successor).live
+
+
 def test_closing_flows_in_any_order_keeps_the_queue_whole() -> None:
     flows = [0x10000 + slot for slot in range(6)]
     for doomed in range(1 << len(flows)):

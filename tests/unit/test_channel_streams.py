@@ -222,6 +222,25 @@ def test_close_drops_unread_bytes() -> None:
     assert r.stream_send(FLOW, b"x") == -errno.ENOTCONN
 
 
+@pytest.mark.parametrize("taken_in", [False, True])
+@pytest.mark.parametrize(("asked", "told"), [(lib.MN_LINGER_DEFAULT, 0), (5, 5), (0, 0)])
+def test_close_with_unread_bytes_tells_the_peer(taken_in: bool, asked: int, told: int) -> None:
+    r = stream()
+    r.deliver_piece(FLOW, b"unread")
+    if taken_in:
+        lib.mn_app_poll(r.app)
+    assert r.close(FLOW, asked) == 0
+    assert [(d.flags, d.len) for d in r.take_submitted()] == [(lib.MN_DESC_CLOSE, told)]
+
+
+def test_close_with_everything_read_lingers() -> None:
+    r = stream()
+    r.deliver_piece(FLOW, b"read")
+    assert r.stream_recv(FLOW) == b"read"
+    assert r.close(FLOW) == 0
+    assert [d.len for d in r.take_submitted()] == [lib.MN_LINGER_DEFAULT]
+
+
 def test_calls_of_the_other_kind_are_invalid() -> None:
     r = stream()
     r.new_flow(MSG, TCP)

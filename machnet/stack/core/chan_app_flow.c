@@ -242,6 +242,9 @@ void app_close(struct mn_app *a, struct app_flow *f, uint32_t linger_ms)
         (void)accepts_unlink(a, prev);
         app_todo_add(a, f, APP_TODO_ACCEPT);
     }
+    if (app_is_stream(f) && f->rx_head != APP_NONE && linger_ms == MN_LINGER_DEFAULT) {
+        linger_ms = 0; /* data are lost, and the peer must know (RFC 9293 3.6.1, SHLD-3) */
+    }
     app_release_chain(a, f->rx_head);
     f->rx_head = APP_NONE;
     if (app_is_stream(f)) {
@@ -258,8 +261,11 @@ void app_close(struct mn_app *a, struct app_flow *f, uint32_t linger_ms)
 
 int mn_app_close_flow(struct mn_app *a, uint32_t flow, uint32_t linger_ms)
 {
-    struct app_flow *f = app_find(a, flow);
+    struct app_flow *f;
 
+    /* What lies in the rings is unread data too. Its flow may have ended, and have a successor. */
+    (void)app_intake(a);
+    f = app_find(a, flow);
     if (f == NULL || (f->flags & APP_F_CLOSED) != 0) {
         return -ENOTCONN;
     }
@@ -270,9 +276,11 @@ int mn_app_close_flow(struct mn_app *a, uint32_t flow, uint32_t linger_ms)
 
 int mn_app_flow_info(struct mn_app *a, uint32_t flow, struct mn_app_flow_info *out)
 {
-    const struct app_flow *f = app_find(a, flow);
+    const struct app_flow *f;
     bool ended;
 
+    (void)app_intake(a); /* what the engine has said meanwhile counts */
+    f = app_find(a, flow);
     if (f == NULL) {
         return -ENOENT;
     }
