@@ -257,7 +257,14 @@ int mn_app_forget(struct mn_app *a, int64_t token)
         return -ENOENT;
     }
     if (t->state == APP_TOKEN_PENDING) {
+        struct mn_ctl_cmd *cmd = t->op == MN_CTL_CONNECT ? app_ctl_slot(a) : NULL;
+
         t->forgotten = 1;
+        if (cmd != NULL) { /* without room the connection is closed once it is there */
+            *cmd = (struct mn_ctl_cmd){.op = MN_CTL_CANCEL, .flow = t->token};
+            a->ctl_submit.pos++;
+            app_publish(a);
+        }
         return 0;
     }
     f = t->op == MN_CTL_CONNECT && t->evt.status == 0 ? app_find(a, t->evt.flow) : NULL;

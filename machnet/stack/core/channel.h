@@ -73,7 +73,9 @@ enum mn_ctl_op {
         4, /* flow: the application took the accepted flow out of its backlog; no answer */
     MN_CTL_RELEASE = 5, /* flow: the END mark was consumed, the slot may be used again; no answer */
     MN_CTL_SETOPT = 6,  /* flow, opt = enum mn_opt, value -> RESULT */
-    MN_CTL_GETOPT = 7,  /* flow, opt -> RESULT with value */
+    MN_CTL_CANCEL =
+        8, /* flow = token of a connect under way: its RESULT is -ECANCELED; no answer of its own */
+    MN_CTL_GETOPT = 7, /* flow, opt -> RESULT with value */
 };
 
 enum mn_opt {

@@ -13,8 +13,8 @@ uint64_t mn_random(struct mn_engine *e)
 
 bool mn_bucket_take(struct mn_engine *e, struct mn_bucket *b, uint32_t per_s)
 {
-    if (e->now_ns - b->stamp_ns >= MN_NS_PER_S || b->stamp_ns == 0) {
-        b->stamp_ns = e->now_ns | 1;
+    if (e->now_ns >= b->refill_ns) {
+        b->refill_ns = e->now_ns + MN_NS_PER_S;
         /* Not quite the same number each second, so that counting answers tells little (E7). */
         b->tokens = per_s - per_s / 4 + (uint32_t)(mn_random(e) % (per_s / 2 + 1));
     }
@@ -60,6 +60,10 @@ static void ipv4_rx(struct mn_engine *e, struct mn_pkt *pkt, const uint8_t *p, u
         return;
     }
     bool group = mn_ip_is_multicast(ip.dst) || mn_ip_is_broadcast(e, ip.dst);
+    if (MN_UNLIKELY(mn_eth_is_group(pkt->data) && !group)) {
+        e->stats.drop_eth_dst++; /* RFC 1122 3.3.6: a host's packet in a frame to all */
+        return;
+    }
     if (MN_UNLIKELY(!mn_ip_is_local(e, ip.dst) && !group)) {
         e->stats.drop_ip_dst++;
         return;

@@ -70,9 +70,9 @@ struct mn_listener {
     uint32_t pending; /* accepted, not yet taken by the application */
 };
 
-/* Tokens fill with time up to `burst`; one is spent per event. */
+/* So many events until refill_ns, then as many again. */
 struct mn_bucket {
-    uint64_t stamp_ns;
+    uint64_t refill_ns;
     uint32_t tokens;
 };
 
@@ -89,8 +89,10 @@ struct mn_engine {
     uint64_t rng;        /* state of the generator seeded from the secret */
     uint32_t isn_forced; /* tests: valid when isn_is_forced */
     bool isn_is_forced;
-    bool work_left;  /* the last pass stopped at a bound */
-    bool tx_blocked; /* the NIC took less than it was given */
+    bool isn_has_floor; /* a connection is being reopened out of TIME-WAIT: */
+    uint32_t isn_floor; /* its numbers start above those of the old one */
+    bool work_left;     /* the last pass stopped at a bound */
+    bool tx_blocked;    /* the NIC took less than it was given */
 
     /* Frames on their way out, and frames to ourselves. */
     struct mn_pkt *tx[MN_TX_BATCH];
@@ -154,6 +156,8 @@ void mn_tx_frame(struct mn_engine *e, struct mn_pkt *pkt); /* a finished frame t
 void mn_tx_flush(struct mn_engine *e);
 /* Next hop for dst: its neighbour entry (made if need be), MN_NIL without a route or room. */
 uint32_t mn_ip_route(struct mn_engine *e, uint32_t dst);
+/* nbr, if it still is the next hop to dst and not recycled for another address; else MN_NIL. */
+uint32_t mn_ip_known_hop(const struct mn_engine *e, uint32_t dst, uint32_t nbr);
 bool mn_ip_is_local(const struct mn_engine *e, uint32_t ip);
 bool mn_ip_is_broadcast(const struct mn_engine *e, uint32_t ip);
 /* Sends an IPv4 packet (Ethernet header room in front) to its next hop; nbr may be MN_NIL: then it

@@ -91,9 +91,9 @@ const char *mn_config_check(const struct mn_config *c)
         {"arp_retry_ms", c->arp_retry_ms, 1, 60000},
         {"arp_retries", c->arp_retries, 1, 100},
         {"arp_queue_pkts", c->arp_queue_pkts, 1, 1024},
-        {"rst_per_s", c->rst_per_s, 1, 1u << 30},
-        {"icmp_per_s", c->icmp_per_s, 1, 1u << 30},
-        {"challenge_per_s", c->challenge_per_s, 1, 65535},
+        {"rst_per_s", c->rst_per_s, 0, 1u << 30},
+        {"icmp_per_s", c->icmp_per_s, 0, 1u << 30},
+        {"challenge_per_s", c->challenge_per_s, 0, 65535},
         {"ttl", c->ttl, 1, 255},
         {"dscp", c->dscp, 0, 63},
     };
@@ -182,6 +182,9 @@ uint64_t mn_engine_bytes(const struct mn_config *cfg)
     return (a.used + 63) & ~UINT64_C(63);
 }
 
+/* Headers, options and the smallest segment that a peer may ask for. */
+#define MN_MTU_MIN(cfg) (MN_IPV4_HLEN + MN_TCP_HLEN_MAX + (cfg)->mss_min_bytes)
+
 int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes,
                    const struct mn_config *cfg, struct mn_nic *nic, const struct mn_host *host,
                    uint64_t now_ns)
@@ -189,7 +192,7 @@ int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes,
     struct arena a = {.base = mem};
     struct mn_engine *e = mem;
 
-    if (mn_config_check(cfg) != NULL || nic->caps.mtu < 68 ||
+    if (mn_config_check(cfg) != NULL || nic->caps.mtu < MN_MTU_MIN(cfg) ||
         nic->caps.tx_max_frame < nic->caps.mtu + MN_ETH_HLEN) {
         return -EINVAL;
     }

@@ -79,6 +79,11 @@ static uint32_t next_hop(const struct mn_engine *e, uint32_t dst)
     return (dst & mask) == (e->cfg.ip & mask) ? dst : e->cfg.gateway;
 }
 
+uint32_t mn_ip_known_hop(const struct mn_engine *e, uint32_t dst, uint32_t nbr)
+{
+    return nbr != MN_NIL && e->nbrs[nbr].ip == next_hop(e, dst) ? nbr : MN_NIL;
+}
+
 uint32_t mn_ip_route(struct mn_engine *e, uint32_t dst)
 {
     uint32_t hop = next_hop(e, dst);

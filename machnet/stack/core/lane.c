@@ -122,9 +122,13 @@ static void close_all(struct mn_engine *e, struct mn_lane *l, uint32_t linger_ms
             mn_tcp_abort(e, mn_tcb_at(e, s->tcb), ECONNABORTED);
         }
     }
-    for (; l->due.head != MN_NIL; l->due.head = l->slots[l->due.head].next) {
-        if (l->slots[l->due.head].tcb == MN_NIL) {
-            mn_lane_slot_free(l, &l->slots[l->due.head]);
+    while (l->due.head != MN_NIL) {
+        struct mn_slot *s = &l->slots[l->due.head];
+
+        l->due.head = s->due_next;
+        s->flags &= ~(MN_SF_RESULT_DUE | MN_SF_CONNECTING); /* nobody is there to be told */
+        if (s->tcb == MN_NIL) {
+            mn_lane_slot_free(l, s);
         }
     }
 }
@@ -243,5 +247,9 @@ bool mn_lane_has_work(const struct mn_lane *l)
     }
     return atomic_load_explicit(&l->sh->submit.tail, memory_order_acquire) != l->submit.pos ||
            atomic_load_explicit(&l->sh->released.tail, memory_order_acquire) != l->released.pos ||
-           atomic_load_explicit(&l->sh->ctl_submit.tail, memory_order_acquire) != l->ctl_submit.pos;
+           atomic_load_explicit(&l->sh->ctl_submit.tail, memory_order_acquire) !=
+               l->ctl_submit.pos ||
+           (MN_UNLIKELY(l->due.head != MN_NIL) &&
+            atomic_load_explicit(&l->sh->ctl_complete.head, memory_order_acquire) !=
+                l->ctl_complete.head);
 }

@@ -61,7 +61,7 @@ struct mn_slot {
     uint32_t token;     /* of the connect that is owed a RESULT */
     uint32_t next;      /* in one of the lane's lists */
     uint32_t wait_next; /* in the queue for the large place, or for buffers */
-    uint32_t open_next;
+    uint32_t open_next, due_next;
     /* Send queue: buffers in order; tx_seq is the stream position of the first one's start (with
      * its prefix). */
     uint32_t tx_head, tx_tail;

@@ -36,7 +36,7 @@ uint32_t mn_lane_slot_alloc(struct mn_lane *l, uint8_t proto)
     s->gen = gen;
     s->state = MN_SLOT_LIVE;
     s->proto = proto;
-    s->tcb = s->next = s->wait_next = s->open_next = MN_NIL;
+    s->tcb = s->next = s->wait_next = s->open_next = s->due_next = MN_NIL;
     s->tx_head = s->tx_tail = s->tx_cur = MN_NIL;
     s->asm_first = s->asm_last = MN_NIL;
     l->slots_used++;
@@ -88,7 +88,7 @@ static void connected(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
 
     if (!ctl_room(l, 1)) {
         s->flags |= MN_SF_RESULT_DUE;
-        s->next = l->due.head;
+        s->due_next = l->due.head;
         l->due.head = (uint32_t)(s - l->slots);
         return;
     }
@@ -104,7 +104,7 @@ void mn_lane_flush_due(struct mn_engine *e, struct mn_lane *l)
     while (l->due.head != MN_NIL && ctl_room(l, 1)) {
         struct mn_slot *s = &l->slots[l->due.head];
 
-        l->due.head = s->next;
+        l->due.head = s->due_next;
         s->flags &= ~MN_SF_RESULT_DUE;
         if (s->tcb != MN_NIL) {
             connected(e, l, s);
@@ -156,7 +156,7 @@ void mn_lane_slot_end(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
 
         if (l->dead == 0 && !l->detached && !ctl_room(l, 1)) {
             s->flags |= MN_SF_RESULT_DUE;
-            s->next = l->due.head;
+            s->due_next = l->due.head;
             l->due.head = (uint32_t)(s - l->slots);
             return;
         }
@@ -392,6 +392,21 @@ static int do_connect(struct mn_engine *e, struct mn_lane *l, const struct mn_ct
     return 0;
 }
 
+/* Rare, so it looks for the token; the SYN-SENT connection goes without a word (RFC 9293 3.10.4).
+ */
+static void do_cancel(struct mn_engine *e, struct mn_lane *l, uint32_t token)
+{
+    for (uint32_t i = 0; i < l->slot_high; i++) {
+        struct mn_slot *s = &l->slots[i];
+
+        if (s->state == MN_SLOT_LIVE && s->tcb != MN_NIL && s->token == token &&
+            (s->flags & (MN_SF_CONNECTING | MN_SF_RESULT_DUE)) == MN_SF_CONNECTING) {
+            mn_tcp_abort(e, mn_tcb_at(e, s->tcb), ECANCELED);
+            return;
+        }
+    }
+}
+
 static void do_release(struct mn_lane *l, struct mn_slot *s)
 {
     if (s == NULL || (s->state != MN_SLOT_ENDED && (s->flags & MN_SF_CLOSED) == 0)) {
@@ -429,6 +444,9 @@ static bool ctl_one(struct mn_engine *e, struct mn_lane *l, const struct mn_ctl_
         return true;
     case MN_CTL_RELEASE:
         do_release(l, s);
+        return true;
+    case MN_CTL_CANCEL:
+        do_cancel(e, l, c->flow);
         return true;
     case MN_CTL_SETOPT:
         evt.status = mn_lane_setopt(e, l, c->flow, c->opt, c->value);

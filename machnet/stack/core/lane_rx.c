@@ -106,6 +106,10 @@ bool mn_lane_reserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
     bool first = line->head == MN_NIL || line->head == me;
     bool fits;
 
+    if (MN_UNLIKELY(need > l->geo.rx_bufs - l->rx_reserve)) {
+        mn_tcp_doom(e, mn_tcb_at(e, s->tcb), EMSGSIZE); /* this channel can never take it */
+        return false;
+    }
     if (large) {
         fits = first && l->large_slot == MN_NIL && free >= need + l->rx_reserve;
     } else {
@@ -279,12 +283,18 @@ uint32_t mn_lane_rx_space(struct mn_engine *e, struct mn_tcb *t)
 {
     const struct mn_lane *l = e->lanes[t->lane];
     const struct mn_slot *s = &l->slots[t->slot];
-    uint32_t used = s->unread_bytes + t->ooo_bytes;
+    uint32_t filling = s->asm_first == MN_NIL        ? 0
+                       : s->proto == MN_PROTO_STREAM ? l->rxbufs[s->asm_first].len
+                                                     : s->msg_have;
+    uint32_t used = s->unread_bytes + filling + t->ooo_bytes;
     uint32_t space = t->rcv_buf > used ? t->rcv_buf - used : 0;
     uint32_t room;
 
     if ((s->flags & MN_SF_IN_MSG) != 0 && (s->flags & (MN_SF_WAIT_LARGE | MN_SF_BLOCKED)) == 0) {
-        return mn_max_u32(space, mn_min_u32(s->msg_len - s->msg_have, t->rcv_buf));
+        /* Beyond its end by what silly-window avoidance and scaling may take off again. */
+        uint32_t rest = s->msg_len - s->msg_have + t->mss + (1u << t->rcv_wscale);
+
+        return mn_max_u32(space, mn_min_u32(rest, t->rcv_buf));
     }
     if ((s->flags & (MN_SF_WAIT_LARGE | MN_SF_BLOCKED)) != 0) {
         return mn_min_u32(space, 2 * t->mss); /* standing in line: no more than can wait */

@@ -80,8 +80,9 @@ struct mn_block {
 #define MN_TF_NODELAY    (1u << 9)  /* no Nagle */
 #define MN_TF_PERSIST    (1u << 10) /* rtx_at is the persist timer */
 #define MN_TF_RTT        (1u << 11) /* rtt_seq is being timed */
-#define MN_TF_KARN       (1u << 12) /* retransmitted data are outstanding: only timestamps give samples \
-                                     */
+#define MN_TF_KARN                                                                                 \
+    (1u << 12) /* retransmitted data are outstanding: only timestamps give samples                 \
+                */
 #define MN_TF_ORPHAN    (1u << 13) /* the user has given it up */
 #define MN_TF_KEEPALIVE (1u << 14)
 #define MN_TF_QUICKACK  (1u << 15)
@@ -152,7 +153,7 @@ struct mn_tcb {
     uint32_t srtt_us, rttvar_us, rto_us; /* srtt times 8, rttvar times 4 */
     uint32_t rtt_seq;
     uint64_t rtt_at;
-    uint64_t challenge_ns; /* RFC 5961 throttle */
+    uint64_t challenge_ns; /* RFC 5961 throttle: when challenge_left is filled up again */
     uint32_t user_timeout_ms, linger_ms;
     uint32_t keep_idle_s, keep_interval_s;
     uint16_t keep_count, keep_sent;

@@ -39,7 +39,7 @@ static void duplicate_ack(struct mn_engine *e, struct mn_tcb *t)
     case MN_REC_FAST:
         /* Without SACK each one tells of a segment that has left the network; never more than are
          * out (G2). */
-        t->dup_credit = mn_min_u32(t->dup_credit + t->mss, t->snd_nxt - t->snd_una);
+        t->dup_credit = mn_min_u32(t->dup_credit + t->mss, t->recover - t->snd_una);
         break;
     default:
         break;
@@ -149,8 +149,9 @@ static bool new_ack(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *
     if ((t->flags & MN_TF_URG_SND) != 0 && mn_seq_ge(t->snd_una, t->snd_up)) {
         t->flags &= ~MN_TF_URG_SND;
     }
-    if (t->nbr != MN_NIL) {
-        mn_nbr_confirm(e, t->nbr);
+    uint32_t nbr = mn_ip_known_hop(e, t->raddr, t->nbr);
+    if (nbr != MN_NIL) {
+        mn_nbr_confirm(e, nbr);
     }
     recovery_progress(e, t, acked, in_flight);
     mn_tcp_rtx_stop(t);

@@ -139,11 +139,19 @@ void mn_tcp_drop(struct mn_engine *e, struct mn_tcb *t, int err)
  * one pair of them. */
 uint32_t mn_tcp_iss(struct mn_engine *e, const struct mn_tcb *t)
 {
+    uint32_t iss;
+
     if (e->isn_is_forced) {
         return e->isn_forced;
     }
-    return (uint32_t)(e->now_ns / 4000) +
-           (uint32_t)mn_siphash_flow(e->key, t->laddr, t->lport, t->raddr, t->rport, USE_ISN);
+    iss = (uint32_t)(e->now_ns / 4000) +
+          (uint32_t)mn_siphash_flow(e->key, t->laddr, t->lport, t->raddr, t->rport, USE_ISN);
+    if (e->isn_has_floor && !mn_seq_gt(iss, e->isn_floor)) {
+        /* The old connection was faster than the clock (RFC 9293 3.6.1, MAY-2). */
+        iss = e->isn_floor + 1 + ((uint32_t)mn_random(e) & 0xffff);
+    }
+    e->isn_has_floor = false;
+    return iss;
 }
 
 /* Milliseconds with an offset per connection, so that they tell neither uptime nor which hosts are
@@ -397,7 +405,8 @@ void mn_tcp_space(struct mn_engine *e, struct mn_tcb *t)
         mn_ooo_drain(e, t);
         known = t->rcv_adv - t->rcv_nxt;
     }
-    if (known >= t->rcv_buf / 2) {
+    /* While the peer has plenty left, its next segment's acknowledgement will do. */
+    if (known >= mn_min_u32(t->rcv_buf / 2, 32768)) {
         return;
     }
     space = t->user->rx_space(e, t);

@@ -35,9 +35,6 @@ static void unacceptable(struct mn_engine *e, struct mn_tcb *t, const struct mn_
     uint32_t end = mn_seg_end(s);
 
     e->stats.drop_tcp_seq++;
-    if ((s->flags & MN_TCP_RST) != 0) {
-        return;
-    }
     if (t->state == MN_TCP_SYN_RECEIVED && (s->flags & (MN_TCP_SYN | MN_TCP_ACK)) == MN_TCP_SYN &&
         s->seq == t->irs) {
         /* The peer has not seen our SYN: once more. */
@@ -87,8 +84,16 @@ static bool timestamps_ok(struct mn_engine *e, struct mn_tcb *t, const struct mn
     return true;
 }
 
+/* Judged by its sequence number alone (RFC 5961 section 3): exact resets, in the window asks,
+ * outside is dropped. */
 static void reset_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *s)
 {
+    uint32_t wnd = mn_seq_gt(t->rcv_adv, t->rcv_nxt) ? t->rcv_adv - t->rcv_nxt : 0;
+
+    if (s->seq != t->rcv_nxt && s->seq - t->rcv_nxt >= wnd) {
+        e->stats.drop_tcp_seq++;
+        return;
+    }
     if (t->state == MN_TCP_TIME_WAIT) {
         e->stats.drop_tcp_state++; /* RFC 1337: no assassination */
         return;
@@ -164,16 +169,11 @@ void mn_tcp_segment(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
 {
     bool probe = false;
 
-    if (t->state == MN_TCP_SYN_RECEIVED && s->seq == t->irs &&
-        (s->flags & (MN_TCP_SYN | MN_TCP_ACK | MN_TCP_RST)) == (MN_TCP_SYN | MN_TCP_ACK)) {
-        /* Simultaneous open: the other side's answer repeats the SYN we have. Its ACK is what
-         * counts (RFC 9293 3.5, figure 8). */
-        s->flags &= (uint16_t)~MN_TCP_SYN;
-        s->seq++;
-        t->flags |= MN_TF_ACK_NOW;
-        mn_tcp_mark_dirty(e, t);
-    }
     if (!timestamps_ok(e, t, s)) {
+        return;
+    }
+    if (MN_UNLIKELY((s->flags & MN_TCP_RST) != 0)) {
+        reset_in(e, t, s);
         return;
     }
     if (MN_UNLIKELY(!seq_acceptable(t, s))) {
@@ -184,9 +184,11 @@ void mn_tcp_segment(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
         probe = true;
     }
     t->last_rx_ns = e->now_ns;
-    if (MN_UNLIKELY((s->flags & (MN_TCP_RST | MN_TCP_SYN)) != 0)) {
-        if ((s->flags & MN_TCP_RST) != 0) {
-            reset_in(e, t, s);
+    if (MN_UNLIKELY((s->flags & MN_TCP_SYN) != 0)) {
+        if (t->state == MN_TCP_SYN_RECEIVED && s->seq == t->irs) {
+            t->flags |= MN_TF_RTX_ONE; /* the SYN that we have, with a FIN behind it: our answer
+                                          once more */
+            mn_tcp_mark_dirty(e, t);
         } else if (t->state == MN_TCP_SYN_RECEIVED && (t->flags & MN_TF_PASSIVE) != 0) {
             mn_tcp_drop(e, t, ECONNABORTED); /* RFC 9293 step 4: back to LISTEN */
         } else {
@@ -213,6 +215,7 @@ void mn_tcp_segment(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
         urgent_in(e, t, s);
     }
     if (MN_UNLIKELY(probe)) {
+        e->stats.drop_tcp_seq++; /* a window probe: answered, not taken */
         t->flags |= MN_TF_ACK_NOW;
         mn_tcp_mark_dirty(e, t);
         return;

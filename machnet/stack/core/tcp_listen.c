@@ -75,7 +75,7 @@ static bool time_wait_reuse(struct mn_engine *e, struct mn_tcb *t, const struct 
     if ((s->flags & (MN_TCP_SYN | MN_TCP_ACK | MN_TCP_RST | MN_TCP_FIN)) != MN_TCP_SYN) {
         return false;
     }
-    bool newer = mn_seq_gt(s->seq, t->rcv_nxt);
+    bool newer = mn_seq_ge(s->seq, t->rcv_nxt);
     if ((t->flags & MN_TF_TS) != 0 && s->opts.has_ts) {
         newer = mn_seq_gt(s->opts.tsval, t->ts_recent) || (s->opts.tsval == t->ts_recent && newer);
     }
@@ -83,6 +83,8 @@ static bool time_wait_reuse(struct mn_engine *e, struct mn_tcb *t, const struct 
         return false;
     }
     e->stats.tcp_time_wait_reused++;
+    e->isn_has_floor = true;
+    e->isn_floor = t->snd_nxt;
     mn_tcp_drop(e, t, 0);
     return true;
 }
@@ -102,6 +104,7 @@ static void dispatch(struct mn_engine *e, struct mn_seg *s)
     uint32_t listener = mn_listener_find(e, s->dst, s->dport);
     if (listener != MN_NIL) {
         mn_tcp_listen_rx(e, listener, s);
+        e->isn_has_floor = false;
         return;
     }
     e->stats.drop_tcp_port++;

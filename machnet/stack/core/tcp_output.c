@@ -237,8 +237,8 @@ void mn_tcp_send_ack(struct mn_engine *e, struct mn_tcb *t)
 /* RFC 5961: an ACK that asks a peer to prove itself, at most challenge_per_s on a connection. */
 void mn_tcp_challenge(struct mn_engine *e, struct mn_tcb *t)
 {
-    if (e->now_ns - t->challenge_ns >= MN_NS_PER_S || t->challenge_ns == 0) {
-        t->challenge_ns = e->now_ns;
+    if (e->now_ns >= t->challenge_ns) {
+        t->challenge_ns = e->now_ns + MN_NS_PER_S;
         t->challenge_left = (uint16_t)e->cfg.challenge_per_s;
     }
     if (t->challenge_left == 0) {

@@ -350,6 +350,37 @@ static bool data_piece(struct mn_engine *e, struct mn_tcb *t, uint32_t seq, cons
     return false;
 }
 
+/* What was received behind the place where a FIN says that the stream ends is ignored. */
+static void ooo_cut(struct mn_engine *e, struct mn_tcb *t, uint32_t end)
+{
+    uint32_t *link = &t->ooo_head;
+
+    while (*link != MN_NIL) {
+        struct mn_range *r = range_at(e, *link);
+
+        if (mn_seq_ge(r->left, end)) {
+            range_free(e, t, link);
+            continue;
+        }
+        if (mn_seq_gt(r->right, end)) {
+            uint32_t keep = end - r->left;
+            uint32_t b = r->first_blk;
+
+            while (keep > e->blocks[b].len) {
+                keep -= e->blocks[b].len;
+                b = e->blocks[b].next;
+            }
+            e->blocks[b].len = (uint16_t)keep;
+            blocks_free(e, e->blocks[b].next);
+            e->blocks[b].next = MN_NIL;
+            r->last_blk = b;
+            t->ooo_bytes -= r->right - end;
+            r->right = end;
+        }
+        link = &r->next;
+    }
+}
+
 static void fin_in(struct mn_engine *e, struct mn_tcb *t)
 {
     t->rcv_nxt++;
@@ -398,6 +429,7 @@ void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
         mn_seq_ge(seq + s->len, t->rcv_nxt) && (t->flags & MN_TF_FIN_OOO) == 0) {
         t->flags |= MN_TF_FIN_OOO;
         t->fin_seq = seq + s->len;
+        ooo_cut(e, t, t->fin_seq);
     }
     if (s->len > 0) {
         in_order = data_piece(e, t, seq, s->data, s->data_len);

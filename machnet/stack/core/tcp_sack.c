@@ -100,12 +100,12 @@ static bool sack_add(struct mn_engine *e, struct mn_tcb *t, uint32_t left, uint3
 }
 
 /* RFC 2883: a first block below the acknowledgement, or inside the second, reports a duplicate. */
-static bool is_dsack(const struct mn_seg *s)
+static bool is_dsack(const struct mn_tcb *t, const struct mn_seg *s)
 {
     const struct mn_sack_block *b = s->opts.sack;
 
     if (mn_seq_le(b[0].right, s->ack)) {
-        return true;
+        return s->ack - b[0].left <= t->snd_wnd_max; /* longer ago it cannot have been */
     }
     return s->opts.n_sack > 1 && mn_seq_ge(b[0].left, b[1].left) &&
            mn_seq_le(b[0].right, b[1].right);
@@ -119,7 +119,7 @@ bool mn_sack_update(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *
     if (s->opts.n_sack == 0 || (t->flags & MN_TF_SACK) == 0) {
         return false;
     }
-    if (mn_seq_lt(s->opts.sack[0].left, s->opts.sack[0].right) && is_dsack(s)) {
+    if (mn_seq_lt(s->opts.sack[0].left, s->opts.sack[0].right) && is_dsack(t, s)) {
         e->stats.tcp_dsack_received++;
         first = 1;
     }

@@ -49,7 +49,8 @@ void mn_tcp_rtx_arm(struct mn_engine *e, struct mn_tcb *t)
     if (t->rtx_since == 0) {
         t->rtx_since = e->now_ns;
     }
-    if ((t->flags & MN_TF_PERSIST) == 0 && t->user_timeout_ms != 0) {
+    if (t->state >= MN_TCP_ESTABLISHED && (t->flags & MN_TF_PERSIST) == 0 &&
+        t->user_timeout_ms != 0) {
         /* The last interval ends with R2, not after it. */
         at = mn_min_u64(
             at, mn_max_u64(t->rtx_since + t->user_timeout_ms * MN_NS_PER_MS, e->now_ns + 1));
@@ -150,7 +151,7 @@ static bool rtx_fire(struct mn_engine *e, struct mn_tcb *t)
     t->retries = (uint8_t)mn_min_u32(t->retries + 1u, 255);
     if (t->retries >= e->cfg.r1_retries && (t->flags & MN_TF_R1) == 0) {
         t->flags |= MN_TF_R1;
-        mn_nbr_suspect(e, t->nbr);
+        mn_nbr_suspect(e, mn_ip_known_hop(e, t->raddr, t->nbr));
         if (t->user != NULL) {
             t->user->event(e, t, MN_TCP_EV_SOFT, ETIMEDOUT);
         }
