@@ -185,6 +185,8 @@ def test_a_forgotten_connect_is_reset(answered: bool, proto: int) -> None:
     assert lib.mn_app_forget(r.app, token) == -errno.ENOENT
     assert r.result(token) == -errno.ENOENT
     if not answered:
+        # The engine is asked to stop, but may have answered already.
+        assert r.told() == [(lib.MN_CTL_CANCEL, token)]
         connected(r, token)
     r.deliver_piece(FLOW, b"x", lib.MN_DESC_FIRST | lib.MN_DESC_LAST)
     assert r.peek() == 0
@@ -200,10 +202,32 @@ def test_a_forgotten_failure_is_nothing() -> None:
     r = rig()
     token = connect(r)
     assert lib.mn_app_forget(r.app, token) == 0
-    connected(r, token, flow=lib.MN_FLOW_NONE, status=-errno.ETIMEDOUT)
+    connected(r, token, flow=lib.MN_FLOW_NONE, status=-errno.ECANCELED)
     lib.mn_app_poll(r.app)
     assert r.stats()["tokens"] == 0
     assert r.dead() == 0
+
+
+def test_only_a_connect_is_cancelled() -> None:
+    r = rig()
+    token = lib.mn_app_getopt(r.app, FLOW, 1)
+    r.commands()
+    assert lib.mn_app_forget(r.app, token) == 0
+    assert r.commands() == []
+    r.event(lib.MN_EVT_RESULT, token=token)
+    lib.mn_app_poll(r.app)
+    assert r.stats()["tokens"] == 0
+
+
+def test_a_connect_is_forgotten_also_when_the_ring_is_full() -> None:
+    r = rig()
+    token = connect(r)
+    fill(r)
+    assert lib.mn_app_forget(r.app, token) == 0
+    assert len(r.commands()) == 16
+    connected(r, token)
+    lib.mn_app_poll(r.app)
+    assert [(d.flags, d.flow) for d in r.take_submitted()] == [(lib.MN_DESC_CLOSE, FLOW)]
 
 
 def test_soft_errors_are_kept_and_change_nothing() -> None:
