@@ -9,201 +9,35 @@ to do now, and a blocking call steps it until there is an answer.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
-from machnet.errors import ConcurrentUseError, DeadlockError, flow_error, os_error
-from machnet.stack.names import format_ip, parse_ip, parse_port, parse_protocol, protocol_name
+from machnet.errors import flow_error, os_error
+from machnet.stack.chanbase import ChannelBase, linger_to_ms, seconds
+from machnet.stack.flows import Flow, Listener, Message
+from machnet.stack.names import parse_ip, parse_port, parse_protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from machnet.config import ChannelSettings
     from machnet.stack.stack import Stack, StackCore
 
 __all__ = ["Channel", "Flow", "Listener", "Message"]
 
-T = TypeVar("T")
-
 _LINGER_DEFAULT: int = lib.MN_LINGER_DEFAULT
-_FOREVER: int = lib.MN_NEVER
 _EVENT: int = lib.MN_CHAN_EVENT
 _LEN_BITS: int = lib.MN_CHAN_LEN_BITS
 _LEN_MASK = (1 << _LEN_BITS) - 1
-_STREAM: int = lib.MN_PROTO_STREAM
 _EAGAIN = -errno.EAGAIN
 #: Receive buffer that is kept; a longer message gets one of its own.
 _RECV_BYTES = 65536
-#: How long a command to a running engine may take to be answered, in seconds.
-_COMMAND_TIMEOUT_S = 30.0
 
 _send = lib.mn_chan_send
 _recv = lib.mn_chan_recv
 
 
-class Message:
-    """What `Channel.recv` returns.
-
-    Attributes:
-        data: The message's bytes, without framing.
-        flow: Where it came from, which is also the handle for answering.
-    """
-
-    __slots__ = ("data", "flow")
-
-    data: bytes
-    flow: Flow
-
-    def __init__(self, data: bytes, flow: Flow) -> None:
-        self.data = data
-        self.flow = flow
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Message):
-            return NotImplemented
-        return self.data == other.data and self.flow == other.flow
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        data = repr(self.data[:32]) + ("..." if len(self.data) > 32 else "")
-        return f"Message({len(self.data)} bytes {data}, {self.flow})"
-
-
-class Flow:
-    """One connection, as its channel sees it.
-
-    Attributes:
-        channel: The channel that it belongs to.
-        id: Its number in the channel, which has its generation in it: no later flow gets the same.
-        protocol: "udp", "tcp" (messages) or "stream" (bytes).
-        local: Our address and port.
-        remote: The peer's.
-    """
-
-    __slots__ = ("__weakref__", "_error", "channel", "id", "local", "protocol", "remote")
-
-    def __init__(self, channel: Channel, info: Any) -> None:
-        self.channel = channel
-        self.id = int(info.flow)
-        self.protocol = protocol_name(info.proto)
-        self.local = (format_ip(info.local_ip), int(info.local_port))
-        self.remote = (format_ip(info.remote_ip), int(info.remote_port))
-        self._error: int | None = None
-
-    @property
-    def generation(self) -> int:
-        """How often the flow's slot has been used before (modulo 65536)."""
-        return self.id >> 16
-
-    @property
-    def error(self) -> int:
-        """0 while data can go both ways; ``ENOTCONN`` after a clean close; else the ``errno`` of its end."""
-        if self._error is not None:
-            return self._error
-        info = self.channel._flow_info(self.id)
-        if info is None:
-            return errno.ENOTCONN
-        if info.ended:
-            self._error = int(info.error)
-            return self._error
-        return int(info.error)
-
-    @property
-    def soft_error(self) -> int:
-        """``errno`` of the last thing that went wrong without ending the flow (ICMP, R1), or 0."""
-        info = self.channel._flow_info(self.id)
-        return int(info.soft_error) if info is not None else 0
-
-    @property
-    def live(self) -> bool:
-        """Whether it may be sent on."""
-        info = self.channel._flow_info(self.id)
-        return info is not None and bool(info.live)
-
-    def send(self, data: bytes | bytearray | memoryview, timeout: float | None = 0.0) -> int:
-        """`Channel.send` on this flow."""
-        return self.channel.send(self, data, timeout)
-
-    def read(self, size: int = 65536, timeout: float | None = None) -> bytes:
-        """`Channel.read` on this flow."""
-        return self.channel.read(self, size, timeout)
-
-    def shutdown(self) -> None:
-        """Send no more: the peer gets FIN behind what was sent. Receiving goes on.
-
-        Raises:
-            FlowError: The flow has ended.
-        """
-        self.channel._shutdown(self)
-
-    def close(self, linger: float | None = None) -> None:
-        """Give the flow up. Unread data are dropped; again: nothing.
-
-        Args:
-            linger: Seconds to go on sending what was sent, then FIN; then the flow is reset. None:
-                the default of the engine. 0: reset it now.
-        """
-        self.channel._close_flow(self, linger)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Flow):
-            return NotImplemented
-        return self.id == other.id and self.channel is other.channel
-
-    def __hash__(self) -> int:
-        return self.id
-
-    def __repr__(self) -> str:
-        (local, lport), (remote, rport) = self.local, self.remote
-        return f"<Flow {self.protocol} {local}:{lport} -> {remote}:{rport}>"
-
-
-class Listener:
-    """An address and port on which a channel takes connections.
-
-    Attributes:
-        channel: The channel whose flows they become.
-        id: Its number.
-        protocol: "tcp" or "stream".
-        local: Address ("0.0.0.0": any of the engine's) and port.
-    """
-
-    __slots__ = ("__weakref__", "channel", "id", "local", "protocol")
-
-    def __init__(
-        self, channel: Channel, number: int, protocol: str, local: tuple[str, int]
-    ) -> None:
-        self.channel = channel
-        self.id = number
-        self.protocol = protocol
-        self.local = local
-
-    def accept(self, timeout: float | None = None) -> Flow:
-        """The next connection of a stream listener. Framed flows show up with their first message.
-
-        Args:
-            timeout: Seconds; None: for ever; 0: only look.
-
-        Raises:
-            TimeoutError: There was none in time.
-            ValueError: It is a framed listener.
-        """
-        return self.channel._accept(self, timeout)
-
-    def close(self) -> None:
-        """Take no more connections. Those that were accepted live on."""
-        self.channel._unlisten(self)
-
-    def __repr__(self) -> str:
-        return f"<Listener {self.protocol} {self.local[0]}:{self.local[1]}>"
-
-
-class Channel:
+class Channel(ChannelBase):
     """One thread's messages and streams. Made by `machnet.Stack.attach`; a context manager.
 
     Attributes:
@@ -212,9 +46,8 @@ class Channel:
     """
 
     def __init__(self, stack: Stack, native: Any, settings: ChannelSettings) -> None:
-        self.stack = stack
+        super().__init__(stack, native)
         self.settings = settings
-        self._native = native
         self._buf = ffi.new("char[]", _RECV_BYTES)
         self._view = ffi.buffer(self._buf, _RECV_BYTES)
         self._size = _RECV_BYTES
@@ -222,11 +55,6 @@ class Channel:
         self._flows: dict[int, Flow] = {}
         self._slots: dict[int, int] = {}
         self._listeners: dict[int, Listener] = {}
-        self._callback: Callable[[], None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        #: Called when the channel was closed, for what is built on it.
-        self.on_close: Callable[[], None] | None = None
-        self._closed = False
         # The engine's half must go before the memory of the handle does.
         self._finalizer = weakref.finalize(self, _finalize, native, stack.core)
 
@@ -317,7 +145,7 @@ class Channel:
         self._check_protocol(protocol, what)
         # The engine gives up a little later than the caller, so that the caller's timeout is the
         # one that counts.
-        limit_ms = 0 if timeout is None else min(int(_seconds(timeout) * 1000) + 1000, 2**32 - 1)
+        limit_ms = 0 if timeout is None else min(int(seconds(timeout) * 1000) + 1000, 2**32 - 1)
         return self._token(
             lib.mn_chan_connect(self._native, local, local_port, remote, port, number, limit_ms),
             what,
@@ -546,131 +374,12 @@ class Channel:
     def _close_flow(self, flow: Flow, linger: float | None) -> None:
         if self._closed:
             return
-        rc = lib.mn_chan_close_flow(self._native, flow.id, _linger_ms(linger))
+        rc = lib.mn_chan_close_flow(self._native, flow.id, linger_to_ms(linger))
         if rc < 0 and rc != -errno.ENOTCONN:
             self._fail(rc, f"closing {flow}")
         self._flows.pop(flow.id, None)
-
-    # ---- waiting ---------------------------------------------------------------------------------
-
-    def fileno(self) -> int:
-        """A descriptor for ``select``, ``poll`` and the like; it stays the channel's.
-
-        It is readable when there may be something to receive, and quiet once a receive has found
-        nothing. On a stepped stack it becomes readable when someone steps the stack.
-        """
-        rc = lib.mn_chan_fd(self._native)
-        if rc < 0:
-            self._fail(rc, "fileno")
-        return int(rc)
-
-    def on_ready(self, callback: Callable[[], None] | None) -> None:
-        """Have a function called whenever the channel may have something; None: no more.
-
-        With a stack that has its own thread, the running asyncio loop calls it. With a stepped
-        stack, `machnet.Stack.poll`, ``advance``, ``inject`` and ``drain`` call it. It is called
-        once at first. It should take what it can get: the next call comes with the next event.
-
-        Raises:
-            RuntimeError: The stack has its own thread and no asyncio loop is running.
-        """
-        self._on_ready_stop()
-        if callback is None:
-            return
-        clock = self.stack.clock
-        if clock is None:
-            loop = asyncio.get_running_loop()
-            loop.add_reader(self.fileno(), self._fire)
-            self._loop = loop
-            self._callback = callback
-        else:
-            self._callback = callback
-            clock.hooks.append(self)
-            self._notify_step()
-            callback()
-
-    def _on_ready_stop(self) -> None:
-        if self._callback is None:
-            return
-        self._callback = None
-        clock = self.stack.clock
-        if clock is not None:
-            with contextlib.suppress(ValueError):
-                clock.hooks.remove(self)
-        elif self._loop is not None and not self._closed and not self._loop.is_closed():
-            self._loop.remove_reader(self.fileno())
-        self._loop = None
-
-    def _fire(self) -> None:
-        # Quiet first: what comes in while the callback runs makes the descriptor readable again.
-        rc = lib.mn_chan_arm(self._native)
-        if rc < 0:
-            self._fail(rc, "waiting")
-        if self._callback is not None:
-            self._callback()
-
-    def _notify_step(self) -> None:
-        rc = lib.mn_chan_notify(self._native, self._callback is not None)
-        if rc < 0:
-            self._fail(rc, "on_ready")
-
-    def _step_ready(self) -> None:
-        if self._closed:
-            return
-        if self._callback is not None and lib.mn_chan_woken(self._native):
-            self._notify_step()
-            self._callback()
-
-    def _block(self, attempt: Callable[[], T | None], timeout: float | None, what: str) -> T:
-        """Repeat ``attempt``, which found nothing yet, until it finds something."""
-        native = self._native
-        end = None if timeout is None else lib.mn_chan_now(native) + int(_seconds(timeout) * 1e9)
-        while True:
-            left = _FOREVER if end is None else max(end - lib.mn_chan_now(native), 0)
-            rc = lib.mn_chan_wait(native, left)
-            if rc < 0 and rc != -errno.EINTR:
-                self._fail(rc, what)
-            found = attempt()
-            if found is not None:
-                return found
-            if rc == 0 or left == 0:
-                raise TimeoutError(f"{what}: nothing within {timeout} s")
-
-    def _token(self, rc: int, what: str) -> int:
-        if rc < 0:
-            self._fail(rc, what)
-        return rc
-
-    def _result(self, token: int, event: Any) -> Any:
-        rc = lib.mn_chan_result(self._native, token, event)
-        if rc < 0:
-            self._fail(rc, "waiting for an answer")
-        return event if rc == 1 else None
-
-    def _command(self, rc: int, what: str) -> Any:
-        """The answer to a command that the engine answers at once."""
-        token = self._token(rc, what)
-        event = ffi.new("struct mn_ctl_evt *")
-        if self._result(token, event) is None:
-            self._block(lambda: self._result(token, event), _COMMAND_TIMEOUT_S, what)
-        return event
-
-    def _fail(self, rc: int, what: str) -> None:
-        number = -rc
-        if number == errno.EBUSY:
-            raise ConcurrentUseError(
-                f"{what}: another thread is using this channel (or stepping its stack): "
-                "attach a channel for each thread"
-            )
-        if number == errno.EBADF:
-            raise ValueError(f"{what}: the channel is closed")
-        if number == errno.EDEADLK:
-            raise DeadlockError(
-                f"{what}: nothing can ever happen: no frame is under way and no timer is armed"
-            )
-        if number == errno.EPIPE:
-            raise os_error(number, f"{what}: the engine has closed the channel")
-        raise os_error(number, what)
+        if flow._error is None:
+            flow._error = errno.ENOTCONN
 
     # ---- the rest --------------------------------------------------------------------------------
 
@@ -690,6 +399,8 @@ class Channel:
         """
         number = lib.MN_FLOW_NONE if flow is None else flow.id
         what = f"option {option}"
+        if flow is not None and flow._error is not None:
+            raise os_error(errno.ENOTCONN, what)
         event = self._command(lib.mn_chan_setopt(self._native, number, option, value), what)
         if event.status < 0:
             raise os_error(-event.status, what)
@@ -701,6 +412,8 @@ class Channel:
             OSError: ``EINVAL``: no such option; ``ENOTCONN``: no such flow.
         """
         what = f"option {option}"
+        if flow._error is not None:
+            raise os_error(errno.ENOTCONN, what)
         event = self._command(lib.mn_chan_getopt(self._native, flow.id, option), what)
         if event.status < 0:
             raise os_error(-event.status, what)
@@ -745,14 +458,14 @@ class Channel:
             linger: Seconds until what is left of them is reset; None: the engine's
                 ``app_exit_linger_ms``; 0: reset them now.
 
-        Raises:
-            ConcurrentUseError: Another thread is inside a call.
+        It may be called from any thread: a call that waits in another one fails with
+        ``ValueError``, as calls on a closed channel do.
         """
         if self._closed:
             return
         self._on_ready_stop()
         if not self.stack.closed:
-            rc = lib.mn_chan_close(self._native, _linger_ms(linger))
+            rc = lib.mn_chan_close(self._native, linger_to_ms(linger))
             if rc < 0 and rc not in {-errno.EPIPE, -errno.ECHILD}:
                 self._fail(rc, "close")
         self._closed = True
@@ -768,22 +481,6 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"<Channel of {self.stack}{', closed' if self._closed else ''}>"
-
-
-def _seconds(timeout: float) -> float:
-    if not timeout >= 0:
-        raise ValueError(f"timeout: {timeout!r} is no number of seconds from 0 on")
-    return min(timeout, 1e9)
-
-
-def _linger_ms(linger: float | None) -> int:
-    if linger is None:
-        return _LINGER_DEFAULT
-    if not linger >= 0:
-        raise ValueError(f"linger: {linger!r} is no number of seconds from 0 on")
-    if linger == 0:
-        return 0
-    return int(min(max(linger * 1000, 1), _LINGER_DEFAULT - 1))
 
 
 def _finalize(native: Any, core: StackCore) -> None:

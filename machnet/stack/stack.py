@@ -8,154 +8,37 @@ import errno
 import math
 import os
 import time
-import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Literal
-
-import msgspec
 
 from machnet._native import ffi, lib
 from machnet.channel import Channel
 from machnet.config import ChannelSettings, Settings, convert
 from machnet.errors import ConcurrentUseError, os_error
 from machnet.stack.clock import Clock
-from machnet.stack.names import format_ip, parse_interface, parse_ip, parse_mac, protocol_name
+from machnet.stack.info import TCP_STATES, SocketInfo, stat_names
+from machnet.stack.names import format_ip, parse_ip, parse_mac
 from machnet.stack.nics import Capture, Nic, Wire, open_nic
+from machnet.stack.opening import (
+    StackCore,
+    check_unused,
+    finalize,
+    native_config,
+    open_native,
+    set_secret,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from machnet.stack.socket import Socket
 
-__all__ = ["TCP_STATES", "SocketInfo", "Stack"]
-
-#: Names of the states of RFC 9293, 3.3.2, by their number in the core.
-TCP_STATES = (
-    "CLOSED",
-    "LISTEN",
-    "SYN-SENT",
-    "SYN-RECEIVED",
-    "ESTABLISHED",
-    "FIN-WAIT-1",
-    "FIN-WAIT-2",
-    "CLOSE-WAIT",
-    "CLOSING",
-    "LAST-ACK",
-    "TIME-WAIT",
-)
+__all__ = ["TCP_STATES", "SocketInfo", "Stack", "StackCore"]
 
 _POLL_MODES = {"adaptive": lib.MN_POLL_ADAPTIVE, "busy": lib.MN_POLL_BUSY}
 _NEVER: int = lib.MN_NEVER
 #: How long a thread that waits for a channel looks before it sleeps; waking one takes longer.
 _CHANNEL_SPIN_US = 20.0
-
-
-class SocketInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One connection or listener, as `Stack.sockets` lists it.
-
-    Bytes and sequence numbers are those of the byte stream; times are microseconds.
-
-    Attributes:
-        local: Our address and port.
-        remote: The peer's; ("0.0.0.0", 0) for a listener.
-        state: One of `TCP_STATES`.
-        protocol: "tcp" or "stream".
-        channel: Number of the channel that it belongs to.
-        flow: Its id there.
-        mss: Payload bytes of a full segment.
-        snd_una: First sequence number not acknowledged.
-        snd_nxt: Next sequence number to be sent.
-        rcv_nxt: Next sequence number expected.
-        snd_wnd: Window that the peer offers, bytes.
-        rcv_wnd: Window that we offer, bytes.
-        cwnd: Congestion window, bytes.
-        ssthresh: Slow-start threshold, bytes.
-        send_queue: Bytes to be sent or acknowledged.
-        recv_queue: Bytes to be read.
-        srtt_us: Smoothed round-trip time.
-        rttvar_us: Its variation.
-        rto_us: Retransmission timeout.
-        retransmits: Segments sent again.
-        backoff: How often the timeout has been doubled.
-        timer_ns: When the next timer is due, on the stack's clock; None: none is armed.
-        timer: Number of its kind, as in the core.
-    """
-
-    local: tuple[str, int]
-    remote: tuple[str, int]
-    state: str
-    protocol: str
-    channel: int
-    flow: int
-    mss: int
-    snd_una: int
-    snd_nxt: int
-    rcv_nxt: int
-    snd_wnd: int
-    rcv_wnd: int
-    cwnd: int
-    ssthresh: int
-    send_queue: int
-    recv_queue: int
-    srtt_us: int
-    rttvar_us: int
-    rto_us: int
-    retransmits: int
-    backoff: int
-    timer_ns: int | None
-    timer: int
-
-    @classmethod
-    def from_native(cls, info: Any) -> SocketInfo:
-        """A Python copy of a ``struct mn_sock_info``."""
-        return cls(
-            local=(format_ip(info.local_ip), info.local_port),
-            remote=(format_ip(info.remote_ip), info.remote_port),
-            state=TCP_STATES[info.state],
-            protocol=protocol_name(info.proto),
-            channel=info.lane,
-            flow=info.flow,
-            mss=info.mss,
-            snd_una=info.snd_una,
-            snd_nxt=info.snd_nxt,
-            rcv_nxt=info.rcv_nxt,
-            snd_wnd=info.snd_wnd,
-            rcv_wnd=info.rcv_wnd,
-            cwnd=info.cwnd,
-            ssthresh=info.ssthresh,
-            send_queue=info.sndq_bytes,
-            recv_queue=info.rcvq_bytes,
-            srtt_us=info.srtt_us,
-            rttvar_us=info.rttvar_us,
-            rto_us=info.rto_us,
-            retransmits=info.retransmits,
-            backoff=info.backoff,
-            timer_ns=None if info.timer_ns == _NEVER else info.timer_ns,
-            timer=info.timer_kind,
-        )
-
-
-class StackCore:
-    """What must be closed in order when a stack goes: the engine, then its NICs."""
-
-    def __init__(self, native: Any, nics: list[Nic], clock: Clock) -> None:
-        self.native = native
-        self.nics = nics
-        self.clock = clock
-        self.closed = False
-
-    def close(self) -> None:
-        """End the engine, without a word to its peers, then close the NICs that are its own."""
-        if self.closed:
-            return
-        rc = lib.mn_stack_close(self.native)
-        if rc == -errno.EBUSY:
-            raise ConcurrentUseError("the stack is being stepped by another thread")
-        self.closed = True
-        if rc < 0:
-            return  # -ECHILD: it belongs to the process that this one was forked from
-        for nic in self.nics:
-            nic.close()
 
 
 class Stack:
@@ -211,7 +94,7 @@ class Stack:
             raise ValueError(f"isn: {isn} is not within 0 to 4294967295")
         if not 0 <= spin_us < math.inf:
             raise ValueError(f"spin_us: {spin_us!r} is no number of microseconds from 0 on")
-        config = _native_config(ip, gateway, convert(Settings, settings, "Stack"))
+        config = native_config(ip, gateway, convert(Settings, settings, "Stack"))
         owned: list[Nic] = []
         try:
             base = nic if isinstance(nic, Nic) else open_nic(nic, mtu)
@@ -219,16 +102,16 @@ class Stack:
                 owned.append(base)
             elif mtu is not None and mtu != base.mtu:
                 raise ValueError(f"mtu: {base} has an MTU of {base.mtu} bytes already")
-            _check_unused(base)
+            check_unused(base)
             threaded = base.realtime if thread is None else thread
             clock = Clock(realtime=True) if threaded else base.new_clock()
             if threaded and isinstance(base, Wire) and not base.hand_fed:
                 raise ValueError("thread: the wires of a pair can only be stepped")
-            _set_secret(config, seed, virtual=not clock.realtime)
+            set_secret(config, seed, virtual=not clock.realtime)
             if pcap is not None:
                 owned.insert(0, Capture(base, pcap))
             outer = owned[0] if pcap is not None else base
-            native = _open_native(config, outer, clock)
+            native = open_native(config, outer, clock)
         except BaseException:
             for opened in owned:
                 opened.close()
@@ -245,7 +128,7 @@ class Stack:
         self.aio_hubs: dict[Any, Any] = {}
         #: What outlives the stack until it is closed.
         self.core = StackCore(native, owned, clock)
-        self._finalizer = weakref.finalize(self, _finalize, self.core)
+        self._finalizer = weakref.finalize(self, finalize, self.core)
         base._user = weakref.ref(self)
         if threaded:
             self._start(poll, spin_us, cpu)
@@ -471,12 +354,12 @@ class Stack:
         out = ffi.new("struct mn_stats *")
         self._check(lib.mn_stack_stats(self._native, out), "stats")
         counters = ffi.cast("uint64_t *", out)
-        return dict(zip(_stat_names(), counters[0 : len(_stat_names())], strict=True))
+        return dict(zip(stat_names(), counters[0 : len(stat_names())], strict=True))
 
     @staticmethod
     def stat_docs() -> dict[str, str]:
         """What each counter of `stats` counts."""
-        names = _stat_names()
+        names = stat_names()
         return {name: ffi.string(lib.mn_host_stat_doc(i)).decode() for i, name in enumerate(names)}
 
     def usage(self) -> dict[str, int]:
@@ -589,78 +472,3 @@ class Stack:
     def __repr__(self) -> str:
         state = ", closed" if self.core.closed else ""
         return f"<Stack {self.ip}/{self.prefix} on {self._base}{state}>"
-
-
-def _native_config(ip: str, gateway: str | None, settings: Settings) -> Any:
-    config = ffi.new("struct mn_config *")
-    lib.mn_config_defaults(config)
-    config.ip, config.prefix = parse_interface(ip)
-    if gateway is not None:
-        config.gateway = parse_ip(gateway, "gateway")
-        mask = (0xFFFFFFFF << (32 - config.prefix)) & 0xFFFFFFFF
-        if (config.gateway ^ config.ip) & mask:
-            raise ValueError(f"gateway: {gateway} is not in the network of {ip}")
-    for name, value in settings.given().items():
-        setattr(config, name, value)
-    wrong = lib.mn_config_check(config)
-    if wrong != ffi.NULL:
-        name = ffi.string(wrong).decode()
-        value = getattr(config, name, None)
-        raise ValueError(f"{name}: {ip if name in {'ip', 'prefix'} else value} is out of its range")
-    return config
-
-
-def _set_secret(config: Any, seed: int | None, *, virtual: bool) -> None:
-    if seed is None and virtual:
-        seed = 0
-    size = len(config.secret)
-    if seed is not None:
-        lib.mn_host_seeded(seed & (2**64 - 1), config.secret, size)
-        return
-    rc = lib.mn_host_random(config.secret, size)
-    if rc < 0:
-        raise os_error(-rc, "the kernel's random generator")
-
-
-def _check_unused(nic: Nic) -> None:
-    user = nic._user() if nic._user is not None else None
-    if user is not None and not user.closed:
-        raise ValueError(f"nic: {nic} is in use by {user}")
-
-
-def _open_native(config: Any, nic: Nic, clock: Clock) -> Any:
-    out = ffi.new("struct mn_stack **")
-    rc = lib.mn_stack_open(out, config, nic.native, clock.native)
-    if rc == -errno.ENOMEM:
-        raise MemoryError("no address space for an engine of these limits")
-    if rc == -errno.EBUSY:
-        raise ConcurrentUseError("the stacks of this clock are being stepped by another thread")
-    if rc < 0:
-        raise os_error(-rc, "opening the engine")
-    native = ffi.gc(out[0], lib.mn_stack_free)
-    for set_now, ctx in nic.watchers():
-        cast = ffi.cast("void (*)(void *, uint64_t)", set_now)
-        rc = lib.mn_stack_watch_time(native, cast, ffi.cast("void *", ctx))
-        if rc < 0:
-            lib.mn_stack_close(native)
-            raise os_error(-rc, "opening the engine")
-    return native
-
-
-def _stat_names() -> list[str]:
-    if not _STAT_NAMES:
-        i = 0
-        while (name := lib.mn_host_stat_name(i)) != ffi.NULL:
-            _STAT_NAMES.append(ffi.string(name).decode())
-            i += 1
-    return _STAT_NAMES
-
-
-_STAT_NAMES: list[str] = []
-
-
-def _finalize(core: StackCore) -> None:
-    """A stack that was forgotten still ends its thread and gives its memory back."""
-    if not core.closed:
-        core.close()
-        warnings.warn("a machnet.Stack was never closed", ResourceWarning, stacklevel=2)

@@ -207,7 +207,8 @@ def test_a_timeout_is_a_number_of_seconds(pair, timeout):
 
 
 @pytest.mark.parametrize(
-    "size", [0, 1, 3, 4, 5, 63, 1443, 1444, 1445, 1460, 2044, 2048, 2049, 65535, 65536, 65537, 1 << 20]
+    "size",
+    [0, 1, 3, 4, 5, 63, 1443, 1444, 1445, 1460, 2044, 2048, 2049, 65535, 65536, 65537, 1 << 20],
 )
 def test_messages_of_many_sizes_both_ways(net, size):
     net.listen()
@@ -297,13 +298,19 @@ def test_a_send_without_room_takes_nothing_and_all_arrives_later(pair):
     flow = sender.connect("10.0.0.1", "10.0.0.2", 888, protocol="tcp")
     sent = []
     start = 0
-    with pytest.raises(BlockingIOError, match=r"within 0\.5 s") as caught:
+
+    def fill() -> None:
+        nonlocal start
         while True:
-            data = pattern(20_000 + len(sent))[: 20_000 + len(sent)]
             start = pair.client_stack.now_ns
+            data = pattern(20_000 + len(sent))[: 20_000 + len(sent)]
             sender.send(flow, data, timeout=0.5)
             sent.append(data)
+
+    with pytest.raises(BlockingIOError, match=r"within 0\.5 s") as caught:
+        fill()
     assert caught.value.errno == errno.EAGAIN
+    data = bytes(20_000)
     assert pair.client_stack.now_ns == start + 500 * MS
     with pytest.raises(BlockingIOError, match="no room for"):
         sender.send(flow, data)
@@ -610,10 +617,14 @@ def test_a_second_thread_on_a_channel_is_refused(threaded):
     thread = threading.Thread(target=wait)
     thread.start()
     waiting.wait()
-    with pytest.raises(machnet.ConcurrentUseError, match="attach a channel for each thread"):
+
+    def use() -> None:
         for _ in range(100_000):
             threaded.client.try_recv()
             threaded.client.flows()
+
+    with pytest.raises(machnet.ConcurrentUseError, match="attach a channel for each thread"):
+        use()
     thread.join()
 
 
@@ -809,9 +820,7 @@ def test_a_forgotten_channel_is_closed_as_if_its_application_had_exited(net):
     assert listener.protocol == "tcp"
     net.client = net.client_stack.attach()
     gc.collect()
-    net.eventually(
-        lambda: all(info.state != "ESTABLISHED" for info in net.client_stack.sockets())
-    )
+    net.eventually(lambda: all(info.state != "ESTABLISHED" for info in net.client_stack.sockets()))
 
 
 def test_closing_a_threaded_stack_waits_for_what_was_sent():

@@ -12,7 +12,7 @@ static inline void chan_leave(struct mn_chan *c)
 static inline int chan_take(struct mn_chan *c)
 {
     if (MN_UNLIKELY(atomic_exchange_explicit(&c->busy, 1, memory_order_acquire) != 0)) {
-        return -EBUSY;
+        return atomic_load_explicit(&c->closing, memory_order_relaxed) != 0 ? -EBADF : -EBUSY;
     }
     if (MN_UNLIKELY(atomic_load_explicit(&c->closing, memory_order_relaxed) != 0)) {
         chan_leave(c);
@@ -456,6 +456,7 @@ int mn_chan_forget(struct mn_chan *c, int64_t token)
     int rc = chan_enter(c);
 
     if (rc == 0) {
+        (void)mn_app_poll(c->app); /* an answer that is there already is dealt with now */
         rc = mn_app_forget(c->app, token);
         chan_leave(c);
     }

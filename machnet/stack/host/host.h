@@ -110,8 +110,8 @@ void mn_stack_host_stats(const struct mn_stack *s, struct mn_host_stats *out);
 int mn_chan_open(struct mn_chan **out, struct mn_stack *s, const struct mn_chan_geometry *geo,
                  uint64_t spin_ns);
 /* Detaches: what was published is still sent, flows linger. linger_ms: MN_LINGER_DEFAULT
- * (app_exit_linger_ms), or a time; 0 resets them. From now on calls answer -EBADF. -EBUSY: another
- * thread is in a call. */
+ * (app_exit_linger_ms), or a time; 0 resets them. From now on calls answer -EBADF, also one that
+ * waits in another thread. */
 int mn_chan_close(struct mn_chan *c, uint32_t linger_ms);
 /* After mn_chan_close or the close of its stack; else nothing happens. NULL is fine. */
 void mn_chan_free(struct mn_chan *c);

@@ -189,50 +189,70 @@ static int64_t call_detach(struct mn_stack *s, void *arg)
     return mn_engine_detach(s->engine, a->chan->lane, a->linger_ms);
 }
 
+/* Nobody gets in any more; waits until a call that is under way has noticed. */
+static void chan_take_last(struct mn_chan *c)
+{
+    mn_os_event_raise(c->wake_fd);
+    while (atomic_exchange(&c->busy, 1) != 0) {
+        sched_yield();
+    }
+}
+
 int mn_chan_close(struct mn_chan *c, uint32_t linger_ms)
 {
     struct detach_args a = {.chan = c, .linger_ms = linger_ms};
     struct mn_stack *s = c->stack;
     int rc;
 
-    if (atomic_exchange(&c->busy, 1) != 0) {
-        return -EBUSY;
+    if (s != NULL && s->threaded && getpid() != s->pid) {
+        return -ECHILD;
     }
-    if (atomic_load(&c->closing) != 0) {
-        atomic_store(&c->busy, 0);
+    if (atomic_exchange(&c->closing, 1) != 0) {
         return 0;
     }
+    chan_take_last(c);
     mn_app_flush(c->app);
     if (linger_ms == MN_LINGER_DEFAULT) {
         a.linger_ms = s->linger_ms;
     }
-    rc = (int)mn_stack_call(s, call_detach, &a);
-    if (rc < 0) {
-        atomic_store(&c->busy, 0);
-        return rc;
+    while ((rc = (int)mn_stack_call(s, call_detach, &a)) == -EBUSY) {
+        sched_yield(); /* another channel of the group is in a call, which ends soon */
     }
-    atomic_store(&c->closing, 1);
     pthread_mutex_lock(&s->chans_lock);
     chan_unlink(c);
     pthread_mutex_unlock(&s->chans_lock);
     c->stack = NULL;
     chan_release(c);
     atomic_store(&c->busy, 0);
-    return c->group != NULL ? mn_group_settle(c->group) : 0;
+    if (rc == 0 && c->group != NULL) {
+        rc = mn_group_settle(c->group);
+    }
+    return rc == -EBUSY ? 0 : rc;
 }
 
-/* The caller holds the stack's chans_lock, and the engine does not run any more. */
-void mn_chan_shut(struct mn_chan *c)
+void mn_host_chans_shut(struct mn_stack *s)
 {
-    atomic_store(&c->closing, 1);
-    mn_os_event_raise(c->wake_fd);
-    while (atomic_exchange(&c->busy, 1) != 0) {
-        sched_yield();
-    }
-    chan_unlink(c);
-    c->stack = NULL;
-    chan_release(c);
-    atomic_store(&c->busy, 0);
+    struct mn_chan *c;
+
+    do {
+        bool mine = false;
+
+        pthread_mutex_lock(&s->chans_lock);
+        c = s->chans;
+        if (c != NULL && atomic_exchange(&c->closing, 1) == 0) {
+            mine = true;
+            chan_unlink(c);
+        }
+        pthread_mutex_unlock(&s->chans_lock);
+        if (mine) {
+            chan_take_last(c);
+            c->stack = NULL;
+            chan_release(c);
+            atomic_store(&c->busy, 0);
+        } else if (c != NULL) {
+            sched_yield(); /* its owner is closing it at this moment */
+        }
+    } while (c != NULL);
 }
 
 void mn_chan_free(struct mn_chan *c)

@@ -113,7 +113,7 @@ int64_t mn_stack_call(struct mn_stack *s, int64_t (*fn)(struct mn_stack *s, void
     if (s->threaded) {
         return mn_thread_call(s, fn, arg);
     }
-    if (s->engine == NULL) {
+    if (s->engine == NULL || atomic_load(&s->closing)) {
         return -EPIPE;
     }
     if (!mn_group_enter(s->group)) {
@@ -122,17 +122,6 @@ int64_t mn_stack_call(struct mn_stack *s, int64_t (*fn)(struct mn_stack *s, void
     rc = fn(s, arg);
     mn_group_leave(s->group);
     return rc;
-}
-
-/* Takes every chan away from its user; none can be opened meanwhile that would be missed, because
- * the engine takes no more calls. */
-static void stack_shut_chans(struct mn_stack *s)
-{
-    pthread_mutex_lock(&s->chans_lock);
-    while (s->chans != NULL) {
-        mn_chan_shut(s->chans);
-    }
-    pthread_mutex_unlock(&s->chans_lock);
 }
 
 int mn_stack_close(struct mn_stack *s)
@@ -147,7 +136,7 @@ int mn_stack_close(struct mn_stack *s)
             return -ECHILD;
         }
         mn_thread_stop(s);
-        stack_shut_chans(s);
+        mn_host_chans_shut(s);
         mn_engine_close(s->engine);
         stack_release(s);
         return 0;
@@ -156,7 +145,8 @@ int mn_stack_close(struct mn_stack *s)
     if (!mn_group_enter(g)) {
         return -EBUSY;
     }
-    stack_shut_chans(s);
+    atomic_store(&s->closing, true);
+    mn_host_chans_shut(s);
     mn_engine_close(s->engine);
     mn_group_remove(g, s);
     stack_release(s);

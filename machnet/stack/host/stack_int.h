@@ -39,6 +39,7 @@ struct mn_call {
 
 struct mn_stack {
     struct mn_engine *engine; /* NULL once closed */
+    _Atomic bool closing;     /* takes no more calls */
     void *mem;
     uint64_t mem_bytes;
     struct mn_nic *nic;
@@ -137,7 +138,8 @@ void mn_thread_stop(struct mn_stack *s);
 void mn_host_lanes_reap(struct mn_stack *s);
 void mn_host_lanes_free(struct mn_stack *s);
 void mn_host_wake(void *ctx, uint32_t lane);
-/* Takes the chan away from its user, waiting for a call that is under way. */
-void mn_chan_shut(struct mn_chan *c);
+/* Takes all chans away from their users, waiting for calls that are under way. The engine must take
+ * no more calls. */
+void mn_host_chans_shut(struct mn_stack *s);
 
 #endif

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+# ruff: noqa: SLF001 (a NIC knows its stack)
+"""Opening and closing an engine: configuration, secret, memory, and the order of the end."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from machnet._native import ffi, lib
+from machnet.errors import ConcurrentUseError, os_error
+from machnet.stack.names import parse_interface, parse_ip
+
+if TYPE_CHECKING:
+    from machnet.config import Settings
+    from machnet.stack.clock import Clock
+    from machnet.stack.nics import Nic
+
+__all__ = [
+    "StackCore",
+    "check_unused",
+    "finalize",
+    "native_config",
+    "open_native",
+    "set_secret",
+]
+
+
+class StackCore:
+    """What must be closed in order when a stack goes: the engine, then its NICs."""
+
+    def __init__(self, native: Any, nics: list[Nic], clock: Clock) -> None:
+        self.native = native
+        self.nics = nics
+        self.clock = clock
+        self.closed = False
+
+    def close(self) -> None:
+        """End the engine, without a word to its peers, then close the NICs that are its own."""
+        if self.closed:
+            return
+        rc = lib.mn_stack_close(self.native)
+        if rc == -errno.EBUSY:
+            raise ConcurrentUseError("the stack is being stepped by another thread")
+        self.closed = True
+        if rc < 0:
+            return  # -ECHILD: it belongs to the process that this one was forked from
+        for nic in self.nics:
+            nic.close()
+
+
+def native_config(ip: str, gateway: str | None, settings: Settings) -> Any:
+    """The core's configuration: its defaults, the addresses, and what was set."""
+    config = ffi.new("struct mn_config *")
+    lib.mn_config_defaults(config)
+    config.ip, config.prefix = parse_interface(ip)
+    if gateway is not None:
+        config.gateway = parse_ip(gateway, "gateway")
+        mask = (0xFFFFFFFF << (32 - config.prefix)) & 0xFFFFFFFF
+        if (config.gateway ^ config.ip) & mask:
+            raise ValueError(f"gateway: {gateway} is not in the network of {ip}")
+    for name, value in settings.given().items():
+        setattr(config, name, value)
+    wrong = lib.mn_config_check(config)
+    if wrong != ffi.NULL:
+        name = ffi.string(wrong).decode()
+        value = getattr(config, name, None)
+        raise ValueError(f"{name}: {ip if name in {'ip', 'prefix'} else value} is out of its range")
+    return config
+
+
+def set_secret(config: Any, seed: int | None, *, virtual: bool) -> None:
+    """Fill the secret from a seed, or from the kernel's generator when there is none."""
+    if seed is None and virtual:
+        seed = 0
+    size = len(config.secret)
+    if seed is not None:
+        lib.mn_host_seeded(seed & (2**64 - 1), config.secret, size)
+        return
+    rc = lib.mn_host_random(config.secret, size)
+    if rc < 0:
+        raise os_error(-rc, "the kernel's random generator")
+
+
+def check_unused(nic: Nic) -> None:
+    """Refuse a NIC that another stack runs on."""
+    user = nic._user() if nic._user is not None else None
+    if user is not None and not user.closed:
+        raise ValueError(f"nic: {nic} is in use by {user}")
+
+
+def open_native(config: Any, nic: Nic, clock: Clock) -> Any:
+    """Open the engine on a clock's group, and let it tell the NICs what time it is."""
+    out = ffi.new("struct mn_stack **")
+    rc = lib.mn_stack_open(out, config, nic.native, clock.native)
+    if rc == -errno.ENOMEM:
+        raise MemoryError("no address space for an engine of these limits")
+    if rc == -errno.EBUSY:
+        raise ConcurrentUseError("the stacks of this clock are being stepped by another thread")
+    if rc < 0:
+        raise os_error(-rc, "opening the engine")
+    native = ffi.gc(out[0], lib.mn_stack_free)
+    for set_now, ctx in nic.watchers():
+        cast = ffi.cast("void (*)(void *, uint64_t)", set_now)
+        rc = lib.mn_stack_watch_time(native, cast, ffi.cast("void *", ctx))
+        if rc < 0:
+            lib.mn_stack_close(native)
+            raise os_error(-rc, "opening the engine")
+    return native
+
+
+def finalize(core: StackCore) -> None:
+    """A stack that was forgotten still ends its thread and gives its memory back."""
+    if not core.closed:
+        core.close()
+        warnings.warn("a machnet.Stack was never closed", ResourceWarning, stacklevel=2)
