@@ -203,6 +203,19 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+def ends(peer: Peer, channel: Channel, kernel_is: str) -> tuple[Any, socket.socket]:
+    """A framed flow and the kernel's end of it, which is "client" or "server"."""
+    if kernel_is == "server":
+        with peer.listen() as listener:
+            return peer.to_kernel(channel, listener)
+    channel.listen(OUR_IP, PORT, "tcp")
+    sock = peer.connect()
+    send_message(sock, b"hello")
+    hello = recv(channel)
+    assert hello.data == b"hello"
+    return hello.flow, sock
+
+
 # ---- waiting -------------------------------------------------------------------------------------
 
 
@@ -225,6 +238,22 @@ def recv(channel: Channel) -> Message:
 def send(channel: Channel, flow: Any, data: bytes) -> None:
     """Send a message as soon as there is room."""
     channel.send(flow, data, timeout=PATIENCE_S)
+
+
+def try_send(channel: Channel, flow: Any, data: bytes, timeout: float = 0.0) -> bool:
+    """Whether there was room for a message."""
+    with contextlib.suppress(BlockingIOError):
+        return channel.send(flow, data, timeout) == len(data)
+    return False
+
+
+def fill(channel: Channel, flow: Any, message: Callable[[int], bytes]) -> int:
+    """Send messages until there has been no room for 0.2 s; how many were taken."""
+    count = 0
+    while try_send(channel, flow, message(count), timeout=0.2):
+        count += 1
+        assert count < 1_000_000, "there is always room"
+    return count
 
 
 def nothing_more(channel: Channel) -> None:
