@@ -77,7 +77,7 @@ class Channel(ChannelBase):
         """
         number = parse_protocol(protocol)
         address, port = parse_ip(ip), parse_port(port)
-        if not isinstance(backlog, int) or not 0 <= backlog < 2**32:
+        if not 0 <= backlog < 2**32:
             raise ValueError(f"backlog: {backlog!r} is not within 0 to 4294967295")
         what = f"listening on {ip}:{port}"
         self._check_protocol(protocol, what)
@@ -350,7 +350,8 @@ class Channel(ChannelBase):
             self._grow(min(size, 1 << 20))
         rc = lib.mn_chan_stream_recv(self._native, flow.id, self._buf, min(size, self._size), flags)
         if rc >= 0:
-            return self._view[:rc]
+            data: bytes = self._view[:rc]
+            return data
         if rc == _EAGAIN:
             return None
         if rc in {-errno.EBUSY, -errno.EBADF}:

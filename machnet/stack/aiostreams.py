@@ -272,7 +272,7 @@ class StreamTransport(asyncio.Transport):
         self._high, self._low = high, low
         self._pause_protocol()
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:  # type: ignore[override]
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes. Never blocks: what the engine does not take now is kept.
 
         Raises:
@@ -293,7 +293,7 @@ class StreamTransport(asyncio.Transport):
         self._buffer += data
         self._pause_protocol()
 
-    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:  # type: ignore[override]
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send several pieces as one."""
         self.write(b"".join(list_of_data))
 

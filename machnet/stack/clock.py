@@ -11,7 +11,7 @@ from machnet._native import ffi, lib
 from machnet.errors import ConcurrentUseError, os_error
 
 if TYPE_CHECKING:
-    from machnet.channel import Channel
+    from machnet.stack.chanbase import ChannelBase
 
 __all__ = ["Clock"]
 
@@ -32,7 +32,7 @@ class Clock:
         if self.native == ffi.NULL:
             raise MemoryError
         #: Channels whose `Channel.on_ready` callback is called after a step.
-        self.hooks: list[Channel] = []
+        self.hooks: list[ChannelBase] = []
 
     @property
     def now_ns(self) -> int:

@@ -91,7 +91,8 @@ def parse_port(port: int, what: str = "port", *, zero: bool = False) -> int:
         TypeError: It is no integer.
         ValueError: It is not within 1 to 65535 (0 with ``zero``).
     """
-    if not isinstance(port, int) or isinstance(port, bool):
+    given: object = port
+    if isinstance(given, bool) or not isinstance(given, int):
         raise TypeError(f"{what}: a port is an integer, not {port!r}")
     least = 0 if zero else 1
     if not least <= port <= 65535:

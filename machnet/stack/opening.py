@@ -64,9 +64,9 @@ def native_config(ip: str, gateway: str | None, settings: Settings) -> Any:
         setattr(config, name, value)
     wrong = lib.mn_config_check(config)
     if wrong != ffi.NULL:
-        name = ffi.string(wrong).decode()
-        value = getattr(config, name, None)
-        raise ValueError(f"{name}: {ip if name in {'ip', 'prefix'} else value} is out of its range")
+        field = ffi.string(wrong).decode()
+        shown = ip if field in {"ip", "prefix"} else getattr(config, field, None)
+        raise ValueError(f"{field}: {shown} is out of its range")
     return config
 
 

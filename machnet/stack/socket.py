@@ -247,7 +247,7 @@ class Socket(SocketOptions):
             if self._read_shut:
                 return b""
             raise
-        return ffi.buffer(buf, n)[:]
+        return bytes(ffi.buffer(buf, n))
 
     def sockatmark(self) -> bool:
         """Whether the next byte is the one behind the peer's urgent data (which come in line)."""
@@ -462,7 +462,8 @@ class Socket(SocketOptions):
 
 
 def _address(address: tuple[str, int], *, zero: bool = False) -> tuple[str, int]:
-    if not (isinstance(address, tuple) and len(address) == 2):
+    given: object = address
+    if not (isinstance(given, tuple) and len(given) == 2):
         raise TypeError(f"an address is a tuple of IPv4 address and port, not {address!r}")
     ip, port = address
     if ip == "":
