@@ -401,3 +401,46 @@ def test_syn_with_two_mss(tcp):
     p.accept()
     p.write(5000)
     p.expect("A", len=one_of(500, 1000))
+
+
+def test_listen_backlog_of_handshakes_begun_before(tcp):
+    """D5: forty half-open connections, a backlog of 4: what has no room is not established."""
+    p = tcp()
+    listener = p.lab.listen(backlog=4)
+    peers = [p.lab.peer(port=1000 + i) for i in range(40)]
+    for each in peers:
+        each.send("S")
+    begun = [each for each in peers if each.recv()]
+    for each in begun:
+        each.send("A")
+    waiting = [each for each in begun if each.state == "ESTABLISHED"]
+    assert 4 <= len(waiting) <= 8
+    accepted = 0
+    while not would_block(listener.accept):
+        accepted += 1
+    assert accepted == len(waiting)
+    # The others' handshake can still be completed, or ends: nothing is left over.
+    p.lab.advance(1000 * SEC)
+    assert p.stack.usage()["half_open"] == 0
+
+
+def test_connect_no_neighbour(lab):
+    """Nobody answers for the address: connect says so, at the latest when the SYN times out."""
+    lab = lab(resolve=True)
+    sock = lab.socket()
+    assert errno_of(lambda: sock.connect((PEER_IP, 80))) == "EINPROGRESS"
+    lab.advance(400 * SEC)
+    assert errno_of(lambda: sock.connect((PEER_IP, 80))) in ("EHOSTUNREACH", "ETIMEDOUT")
+    assert lab.stack.usage()["tcbs"] == 0
+    assert lab.tcp_frames() == []
+
+
+def test_connect_neighbour_answers_late(lab):
+    """The SYN waits for the address and then goes out."""
+    lab = lab(resolve=True)
+    sock = lab.socket()
+    assert errno_of(lambda: sock.connect((PEER_IP, 80))) == "EINPROGRESS"
+    assert lab.tcp_frames() == []
+    lab.advance(500 * MS)
+    lab.answer_arp()
+    assert [seg.flags for seg in lab.tcp_frames()] == [2]

@@ -379,6 +379,41 @@ def test_established_ooo_pool_is_bounded(tcp):
     assert p.read() == 40 * MSS
 
 
+@pytest.mark.parametrize("first", ["data", "fin"])
+def test_established_data_across_the_fin(tcp, first):
+    """C9: octets held, or arriving later, that lie on both sides of the FIN: those behind it go."""
+    p = tp.established(tcp())
+    steps = {
+        "data": [("A", 100, 41), ("FA", 50, 1)],
+        "fin": [("FA", 20, 31), ("A", 100, 11), ("A", 10, 1)],
+    }
+    for flags, size, seq in steps[first]:
+        p.send(flags, data=size, seq=seq)
+    p.lab.advance(50 * MS)
+    assert p.drain()[-1].ack == 52
+    assert p.state == "CLOSE-WAIT"
+    assert p.read() == 50
+    assert p.at_eof()
+    assert p.stack.usage()["ooo_blocks"] == 0
+
+
+@pytest.mark.rows(37)
+def test_established_ooo_pool_prefers_what_comes_sooner(tcp):
+    """D7: the pool is full of far data; nearer data replaces it or is dropped: the stream is whole."""
+    p = tp.established(tcp(ooo_blocks_max=4, ooo_ranges_max=16))
+    for i in (12, 11, 10, 9, 8, 2):
+        p.send("A", data=MSS, seq=1 + i * MSS)
+    assert p.stack.usage()["ooo_blocks"] <= 4
+    p.drain()
+    for _ in range(3):
+        for i in range(13):
+            p.send("A", data=MSS, seq=1 + i * MSS)
+    p.lab.advance(50 * MS)
+    assert p.drain()[-1].ack == 1 + 13 * MSS
+    assert p.read() == 13 * MSS
+    assert p.stack.usage()["ooo_blocks"] == 0
+
+
 def test_established_rcvbuf_option(tcp):
     p = tp.established(tcp())
     p.option(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -355,6 +355,48 @@ def test_established_impossible_sack_block(tcp, block):
     assert 0 not in sent(p)
 
 
+@pytest.mark.rows(97)
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        [(2, 4), (3, 6)],
+        [(3, 6), (2, 4)],
+        [(3, 4), (2, 6)],
+        [(2, 6), (3, 4)],
+        [(2, 3), (4, 5), (3, 4)],
+        [(2, 3), (5, 6), (2, 6)],
+    ],
+)
+@pytest.mark.parametrize("shift", [0, 1, 700])
+def test_established_overlapping_sack_blocks(tcp, blocks, shift):
+    """B6: blocks overlap, join, contain each other, and cut segments: their union counts."""
+    p = in_flight(tcp(SACK), total=10)
+    for left, right in blocks:
+        p.send("A", ack=1, sack=[(seq_of(left) + shift, seq_of(right) + shift)])
+    assert p.stack.usage()["sack_ranges"] == 1
+    got = p.drain()
+    p.lab.advance(100 * MS)
+    for seg in [*got, *p.drain()]:
+        assert not seq_of(2) + shift <= seg.seq < seq_of(6) + shift
+    # The acknowledgement then lands in the middle of what was SACKed.
+    p.send("A", ack=seq_of(3) + 5 + shift)
+    p.drain()
+    p.send("A", ack=seq_of(10))
+    assert p.info().send_queue == 0
+    assert p.stack.usage()["sack_ranges"] == 0
+
+
+@pytest.mark.rows(97)
+def test_established_sack_beside_an_advancing_ack(tcp):
+    """The news of a loss comes with progress: no later than the next duplicate it is repaired."""
+    p = in_flight(tcp(SACK), total=10)
+    sack(p, 1, 2, 3, 4, 5)
+    first = sent(p)
+    sack(p, 1, 2, 3, 4, 5, 6)
+    assert 1 in first + sent(p)
+    assert p.lab.stat("tcp_rto") == 0
+
+
 @pytest.mark.rows(96)
 def test_established_dsack_from_the_peer(tcp):
     """Below the acknowledgement: a duplicate was received, nothing is lost."""

@@ -466,3 +466,16 @@ def test_established_time_jump(tcp):
     assert p.state == "ESTABLISHED"
     p.send("A")
     assert p.info().send_queue == 0
+
+
+@pytest.mark.rows(62)
+def test_keepalive_not_while_data_is_in_flight(tcp):
+    """RFC 9293, 3.8.4: only when idle: retransmission watches over the connection otherwise."""
+    p = keepalive(tcp(), idle_s=5, interval_s=1, count=2)
+    p.write(100)
+    p.expect("A", len=100)
+    p.lab.advance(60 * SEC)
+    assert all(seg.seq == 1 for seg in p.drain())
+    assert p.state == "ESTABLISHED"
+    p.send("A")
+    p.expect_at(p.lab.now + 5 * SEC, "A", seq=100, late_ns=SEC)
