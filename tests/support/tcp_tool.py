@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 TIMEOUT_S = 60
 KIB, MIB = 1 << 10, 1 << 20
@@ -50,13 +51,21 @@ def reset(sock: socket.socket) -> None:
 
 
 class Tool:
-    """A running ``tcp_msg_gen`` whose output can be waited for."""
+    """A running message generator whose output can be waited for.
 
-    def __init__(self, *args: str) -> None:
-        command = [sys.executable, "-m", "machnet.cli.tcp_msg_gen", *args]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    ``popen`` is ``subprocess.Popen`` or what a ``KernelHost`` has in its place.
+    """
+
+    def __init__(
+        self,
+        *args: str,
+        module: str = "machnet.cli.tcp_msg_gen",
+        popen: Callable[..., subprocess.Popen[str]] = subprocess.Popen,
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        command = [sys.executable, "-m", module, *args]
+        pipe = subprocess.PIPE
+        self.process = popen(command, stdout=pipe, stderr=pipe, text=True, pass_fds=pass_fds)
         self.lines: dict[str, list[str]] = {"out": [], "err": []}
         self._new: dict[str, queue.SimpleQueue[str | None]] = {}
         self._readers = []
@@ -107,11 +116,11 @@ class Tool:
 
 @contextlib.contextmanager
 def tools() -> Iterator[Callable[..., Tool]]:
-    """Yields what starts ``tcp_msg_gen`` with given arguments; ends what still runs."""
+    """Yields what starts a `Tool` with given arguments; ends what still runs."""
     started: list[Tool] = []
 
-    def start(*args: str) -> Tool:
-        started.append(Tool(*args))
+    def start(*args: str, **options: Any) -> Tool:
+        started.append(Tool(*args, **options))
         return started[-1]
 
     try:
