@@ -51,6 +51,7 @@ class Net:
 
 @contextlib.contextmanager
 def make_net(kind: str, **settings: int) -> Iterator[Net]:
+    settings = {"eof_linger_ms": 200, **settings}
     with contextlib.ExitStack() as exits:
         if kind == "pair":
             a, b = Wire.pair()
