@@ -6,6 +6,7 @@ Nothing here knows which transport carried the messages.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -271,6 +272,13 @@ def _rtt_text(latency: Latency | None) -> str:
     return "/".join(f"{latency.percentiles_us[name]:.1f}" for name in ("p50", "p99", "p99.9"))
 
 
+#: What the engine says about a flow whose framing went wrong; other errors are the system's own.
+_FLOW_ERRORS = {
+    errno.EPROTO: "the connection ended in the middle of a message",
+    errno.EMSGSIZE: f"a message length is over {lib.MN_MSG_MAX_BYTES} bytes",
+}
+
+
 def fault_text(fault: Any) -> str:
     """Say in a sentence what a ``struct mn_msg_fault`` has found."""
     limits = f"{lib.MN_MSG_HEADER_BYTES} to {lib.MN_MSG_MAX_BYTES}"
@@ -288,6 +296,7 @@ def fault_text(fault: Any) -> str:
         lib.MN_MSG_FAULT_CLOSED: "the peer closed the connection while replies were missing",
         lib.MN_MSG_FAULT_SYSTEM: system,
         lib.MN_MSG_FAULT_ACCEPT: f"a connection could not be accepted: {system}",
+        lib.MN_MSG_FAULT_FLOW: _FLOW_ERRORS.get(fault.error, system),
         lib.MN_MSG_FAULT_OWED: "cut off: it goes on asking and does not read the answers",
     }
     text = texts.get(fault.kind, f"unknown fault {fault.kind}")

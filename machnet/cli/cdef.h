@@ -44,6 +44,7 @@ enum mn_msg_fault_kind {
     MN_MSG_FAULT_SYSTEM,
     MN_MSG_FAULT_ACCEPT,
     MN_MSG_FAULT_OWED,
+    MN_MSG_FAULT_FLOW,
     ...
 };
 struct mn_msg_fault {

@@ -36,6 +36,7 @@ enum mn_msg_fault_kind {
     MN_MSG_FAULT_SYSTEM = 6,  /* a system call failed: `error` says how */
     MN_MSG_FAULT_ACCEPT = 7,  /* a connection could not be accepted: `error` says why */
     MN_MSG_FAULT_OWED = 8,    /* a peer asks on and on and does not read the answers */
+    MN_MSG_FAULT_FLOW = 9,    /* the engine ended the flow: `error` says why */
 };
 
 struct mn_msg_fault {

@@ -51,7 +51,7 @@ static int client_look(struct mn_gen_client *client)
     if (rc == 0 && !client->closed && !info.eof && !info.ended)
         return 0;
     if (rc == 0 && info.ended && info.error != 0 && info.error != ENOTCONN)
-        return client_fail(client, MN_MSG_FAULT_SYSTEM, 0, info.error);
+        return client_fail(client, MN_MSG_FAULT_FLOW, 0, info.error);
     return client_fail(client, MN_MSG_FAULT_CLOSED, 0, ECONNRESET);
 }
 
@@ -61,7 +61,7 @@ static int client_reply(struct mn_gen_client *client, const struct mn_app_msg *h
     struct gen_msg msg;
 
     if (head->status != 0)
-        return client_fail(client, MN_MSG_FAULT_SYSTEM, 0, head->status);
+        return client_fail(client, MN_MSG_FAULT_FLOW, 0, head->status);
     if (head->len < MN_MSG_HEADER_BYTES)
         return client_fail(client, MN_MSG_FAULT_LENGTH, head->len, EPROTO);
     gen_io_read(&client->io, head->len, &msg);

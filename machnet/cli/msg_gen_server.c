@@ -205,7 +205,7 @@ static void server_take(struct mn_gen_server *server, const struct mn_app_msg *h
 
     if (MN_UNLIKELY(head->status != 0)) {
         flow_end(server, head->flow, 0,
-                 (struct mn_msg_fault){.kind = MN_MSG_FAULT_SYSTEM, .error = head->status});
+                 (struct mn_msg_fault){.kind = MN_MSG_FAULT_FLOW, .error = head->status});
         return;
     }
     if (MN_UNLIKELY(head->len < MN_MSG_HEADER_BYTES)) {

@@ -302,6 +302,14 @@ def too_short(sock: socket.socket) -> None:
         assert sock.recv(1) == b""
 
 
+def torn(sock: socket.socket) -> None:
+    sock.sendall(frame(1)[:30])
+
+
+def torn_prefix(sock: socket.socket) -> None:
+    sock.sendall(frame(1)[:3])
+
+
 def reset_in_a_message(sock: socket.socket) -> None:
     sock.sendall(frame(1) + frame(2)[:30])
     receive_message(sock)
@@ -312,8 +320,10 @@ def reset_in_a_message(sock: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("misbehave", "message"),
     [
-        (over_the_limit, r"10\.0\.0\.1:PORT: Message too long"),
+        (over_the_limit, r"10\.0\.0\.1:PORT: a message length is over 8388608 bytes"),
         (too_short, r"10\.0\.0\.1:PORT: message length 7 is not in 8 to 8388608 bytes"),
+        (torn, r"10\.0\.0\.1:PORT: the connection ended in the middle of a message"),
+        (torn_prefix, r"10\.0\.0\.1:PORT: the connection ended in the middle of a message"),
         (reset_in_a_message, r"10\.0\.0\.1:PORT: Connection reset by peer"),
     ],
 )
@@ -407,7 +417,7 @@ def reset_after_a_message(sock: socket.socket) -> None:
 @pytest.mark.parametrize(
     ("handle", "message"),
     [
-        (reply(struct.pack(">I", 8 * MIB + 1)), "Message too long"),
+        (reply(struct.pack(">I", 8 * MIB + 1)), "a message length is over 8388608 bytes"),
         (reply(struct.pack(">I", 7), bytes(7)), "message length 7 is not in 8 to 8388608 bytes"),
         (reply(frame(8)), "reply to window slot 8, which is not in flight"),
         (reply(frame(0) + frame(0) * 8), "reply to window slot 0, which is not in flight"),
