@@ -8,6 +8,7 @@ import errno
 import gc
 import itertools
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -454,3 +455,12 @@ def test_importing_machnet_loads_nothing_else():
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = machnet.nothing
+
+
+def test_the_examples_of_the_documentation_run(repo):
+    page = repo / "docs" / "python-api.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 7
+    names = {"__name__": "__main__"}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
