@@ -54,6 +54,7 @@ def native_config(ip: str, gateway: str | None, settings: Settings) -> Any:
     """The core's configuration: its defaults, the addresses, and what was set."""
     config = ffi.new("struct mn_config *")
     lib.mn_config_defaults(config)
+    config.isn_option = True  # one owner: no other tenant's numbers can be made known
     config.ip, config.prefix = parse_interface(ip)
     if gateway is not None:
         config.gateway = parse_ip(gateway, "gateway")

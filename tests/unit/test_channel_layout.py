@@ -27,6 +27,14 @@ RANGES = {
     "ctl_slots": (16, 4096),
 }
 
+# A flow may have a whole pool queued, with a prefix for each buffer: 2^30 bytes at most.
+POOL_BYTES_MAX = 1 << 30
+LARGEST_POOL = {
+    "buf_bytes": 65536,
+    "tx_bufs": POOL_BYTES_MAX // (65536 + 4),
+    "rx_bufs": POOL_BYTES_MAX // (65536 + 4),
+}
+
 geometries = st.fixed_dictionaries(
     {
         "n_lanes": st.integers(1, 64),
@@ -36,7 +44,7 @@ geometries = st.fixed_dictionaries(
         "flows_max": st.integers(1, 65535),
         "ctl_slots": st.sampled_from([1 << i for i in range(4, 13)]),
     }
-)
+).filter(lambda g: max(g["tx_bufs"], g["rx_bufs"]) * (g["buf_bytes"] + 4) <= POOL_BYTES_MAX)
 
 
 def layout(geo: Any) -> Any:
@@ -92,9 +100,16 @@ def test_parts_are_in_order_aligned_and_do_not_overlap(values: dict[str, int]) -
 
 
 def test_the_largest_channel_does_not_overflow() -> None:
-    geo = geometry(**{name: high for name, (_, high) in RANGES.items()})
-    pools = 2 * (1 << 20) * 65536
+    geo = geometry(**{name: high for name, (_, high) in RANGES.items()} | LARGEST_POOL)
+    pools = 2 * LARGEST_POOL["tx_bufs"] * LARGEST_POOL["buf_bytes"]
     assert 64 * pools < lib.mn_chan_bytes(geo) < 64 * pools * 1.01
+
+
+@pytest.mark.parametrize("side", ["tx_bufs", "rx_bufs"])
+def test_a_pool_beyond_sequence_arithmetic_is_refused(side: str) -> None:
+    """One flow may have a whole pool queued: it must stay far below 2^31 bytes."""
+    assert lib.mn_chan_bytes(geometry(**LARGEST_POOL)) > 0
+    assert lib.mn_chan_bytes(geometry(**LARGEST_POOL | {side: LARGEST_POOL[side] + 1})) == 0
 
 
 @pytest.mark.parametrize("name", RANGES)

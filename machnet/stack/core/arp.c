@@ -8,7 +8,8 @@
  */
 #include "engine_int.h"
 
-#define EVICT_LOOK 32u
+#define EVICT_LOOK     32u
+#define NBR_QUEUED_MAX 256u
 
 static uint32_t nbr_bucket(const struct mn_engine *e, uint32_t ip)
 {
@@ -33,6 +34,7 @@ static void nbr_drop_queue(struct mn_engine *e, struct mn_nbr *n, bool tell)
 
         n->queue = pkt->link;
         n->queued--;
+        e->nbr_queued--;
         e->stats.drop_arp_queue++;
         if (tell && ip[9] == MN_IPPROTO_TCP) {
             mn_tcp_unreachable(e, mn_rd32be(ip + 12), mn_rd16be(ip + 20), mn_rd32be(ip + 16),
@@ -145,11 +147,18 @@ static void nbr_transmit(struct mn_engine *e, struct mn_nbr *n, struct mn_pkt *p
 
 static void nbr_enqueue(struct mn_engine *e, struct mn_nbr *n, struct mn_pkt *pkt)
 {
-    if (n->queued >= e->cfg.arp_queue_pkts) {
+    /* Each holds a packet of the NIC: all together stay a small part of what a NIC has. */
+    if (n->queued == 0 && e->nbr_queued >= NBR_QUEUED_MAX) {
+        e->stats.drop_arp_queue++;
+        e->nic->ops->pkt_free(e->nic, 0, pkt);
+        return;
+    }
+    if (n->queued >= e->cfg.arp_queue_pkts || e->nbr_queued >= NBR_QUEUED_MAX) {
         struct mn_pkt *oldest = n->queue;
 
         n->queue = oldest->link;
         n->queued--;
+        e->nbr_queued--;
         e->stats.drop_arp_queue++;
         e->nic->ops->pkt_free(e->nic, 0, oldest);
     }
@@ -161,6 +170,7 @@ static void nbr_enqueue(struct mn_engine *e, struct mn_nbr *n, struct mn_pkt *pk
     pkt->link = NULL;
     *at = pkt;
     n->queued++;
+    e->nbr_queued++;
 }
 
 void mn_nbr_output(struct mn_engine *e, uint32_t nbr, struct mn_pkt *pkt)
@@ -238,6 +248,7 @@ static void nbr_learn(struct mn_engine *e, struct mn_nbr *n, const uint8_t mac[6
 
         n->queue = pkt->link;
         n->queued--;
+        e->nbr_queued--;
         nbr_transmit(e, n, pkt);
     }
 }

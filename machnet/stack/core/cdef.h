@@ -269,6 +269,7 @@ struct mn_config {
     uint8_t dscp;
     bool timestamps, sack, wscale;
     bool nagle_framed, nagle_stream;
+    bool isn_option;
     ...;
 };
 

@@ -29,7 +29,10 @@ static bool geo_ok(const struct mn_chan_geometry *geo)
     return in_range(geo->n_lanes, 1, 64) && in_range(geo->buf_bytes, 512, 65536) &&
            is_pow2(geo->buf_bytes) && in_range(geo->tx_bufs, 16, 1u << 20) &&
            in_range(geo->rx_bufs, 16, 1u << 20) && in_range(geo->flows_max, 1, 65535) &&
-           in_range(geo->ctl_slots, 16, 4096) && is_pow2(geo->ctl_slots);
+           in_range(geo->ctl_slots, 16, 4096) && is_pow2(geo->ctl_slots) &&
+           /* What one flow may have queued or unread stays within sequence arithmetic. */
+           (uint64_t)geo->tx_bufs * (geo->buf_bytes + 4) <= 1u << 30 &&
+           (uint64_t)geo->rx_bufs * (geo->buf_bytes + 4) <= 1u << 30;
 }
 
 /* Takes `bytes` at the next offset that is a multiple of `align`, as counted from the region's

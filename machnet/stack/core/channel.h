@@ -163,7 +163,8 @@ struct mn_lane_shared {
         closed; /* written by the engine: errno why the channel is dead, else 0 */
 };
 
-/* What a channel is made of; equal on both sides, fixed at attach. */
+/* What a channel is made of; equal on both sides, fixed at attach. A pool, with 4 bytes more for
+ * each buffer, is at most 2^30 bytes. */
 struct mn_chan_geometry {
     uint32_t n_lanes;   /* 1..64 */
     uint32_t buf_bytes; /* power of two, 512..65536 */

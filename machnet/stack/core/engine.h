@@ -63,6 +63,7 @@ struct mn_config {
     uint8_t dscp;
     bool timestamps, sack, wscale;
     bool nagle_framed, nagle_stream;
+    bool isn_option; /* tests: applications may set initial sequence numbers (MN_OPT_ISN) */
 };
 
 struct mn_host {

@@ -76,6 +76,11 @@ struct mn_bucket {
     uint32_t tokens;
 };
 
+/* Connections by age, linked through age_next. */
+struct mn_age_list {
+    uint32_t head, tail;
+};
+
 enum { MN_TIMER_TCB = 0, MN_TIMER_NBR = 1, MN_TIMER_LANE = 2 };
 
 struct mn_engine {
@@ -107,6 +112,7 @@ struct mn_engine {
     uint32_t last_hit; /* the connection found last: spares the hash for a busy one */
     uint32_t half_open;
     uint32_t time_wait;
+    struct mn_age_list half_open_age, time_wait_age;
     uint32_t dirty_head, dirty_tail;
 
     struct mn_range *ranges;
@@ -125,6 +131,7 @@ struct mn_engine {
     struct mn_pool nbr_pool;
     uint32_t *nbr_buckets;
     uint32_t nbr_mask;
+    uint32_t nbr_queued; /* frames that wait for an address, all neighbours together */
 
     struct mn_lane **lanes; /* by number; NULL: free */
     uint32_t n_lanes, lane_turn;
@@ -179,8 +186,9 @@ void mn_nbr_close(struct mn_engine *e);
 void mn_icmp_rx(struct mn_engine *e, const struct mn_ipv4 *ip, const uint8_t *ip_packet);
 void mn_icmp_port_unreachable(struct mn_engine *e, const struct mn_ipv4 *ip,
                               const uint8_t *ip_packet);
+/* csum_known: the NIC vouches for the checksum. */
 void mn_udp_rx(struct mn_engine *e, const struct mn_ipv4 *ip, const uint8_t *ip_packet,
-               uint32_t dst_is_group);
+               bool dst_is_group, bool csum_known);
 
 /* flow.c: connections and listeners by address. */
 struct mn_tcb *mn_flow_find(struct mn_engine *e, uint32_t laddr, uint16_t lport, uint32_t raddr,

@@ -211,6 +211,7 @@ int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes,
     memcpy(e->key, cfg->secret, sizeof(e->key));
     e->rng = mn_siphash2(e->key, 0x6d61636e6574ULL, now_ns);
     e->port_offset = (uint32_t)mn_random(e);
+    e->half_open_age = e->time_wait_age = (struct mn_age_list){MN_NIL, MN_NIL};
     e->last_hit = e->dirty_head = e->dirty_tail = MN_NIL;
     mn_wheel_init(&e->wheel, now_ns);
     *out = e;

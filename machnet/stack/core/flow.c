@@ -7,6 +7,8 @@ enum { USE_TABLE = 1, USE_LISTEN = 2, USE_PORT = 3 };
 
 #define PORT_FIRST 32768u
 #define PORT_COUNT 28232u /* up to 60999, Linux's range */
+#define PORT_TRIES                                                                                 \
+    1024u /* then nearly all of them are taken, and the search must not hold up a pass */
 
 static uint32_t flow_bucket(const struct mn_engine *e, uint32_t laddr, uint16_t lport,
                             uint32_t raddr, uint16_t rport)
@@ -100,10 +102,18 @@ uint32_t mn_listener_find(struct mn_engine *e, uint32_t ip, uint16_t port)
     return i != MN_NIL ? i : listener_exact(e, 0, port);
 }
 
+/* One application may not take what another listens to on all addresses, or the other way round. */
+static bool taken_by_other(const struct mn_engine *e, uint32_t ip, uint16_t port, uint32_t lane)
+{
+    uint32_t i = listener_exact(e, ip == 0 ? e->cfg.ip : 0, port);
+
+    return i != MN_NIL && e->listeners[i].lane != lane;
+}
+
 int64_t mn_listener_add(struct mn_engine *e, uint32_t ip, uint16_t port, uint8_t proto,
                         uint32_t lane, uint32_t backlog)
 {
-    if (listener_exact(e, ip, port) != MN_NIL) {
+    if (listener_exact(e, ip, port) != MN_NIL || taken_by_other(e, ip, port, lane)) {
         return -EADDRINUSE;
     }
     uint32_t i = mn_pool_get(&e->listener_pool);
@@ -152,7 +162,7 @@ int32_t mn_port_choose(struct mn_engine *e, uint32_t laddr, uint32_t raddr, uint
     uint32_t base = (uint32_t)mn_siphash_flow(e->key, laddr, 0, raddr, rport, USE_PORT);
 
     e->port_offset += 1 + ((uint32_t)mn_random(e) & 7);
-    for (uint32_t n = 0; n < PORT_COUNT; n++) {
+    for (uint32_t n = 0; n < PORT_TRIES; n++) {
         uint16_t port = (uint16_t)(PORT_FIRST + (base + e->port_offset + n) % PORT_COUNT);
 
         if (mn_flow_find(e, laddr, port, raddr, rport) == NULL &&

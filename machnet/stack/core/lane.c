@@ -89,7 +89,7 @@ int mn_engine_attach(struct mn_engine *e, void *region, uint64_t region_bytes, v
     l->slots = (struct mn_slot *)(base + p.slots);
     l->slot_free = (uint32_t *)(base + p.slot_free);
     l->rx_reserve = geo.rx_bufs / 8;
-    l->due.head = l->open.head = l->blocked.head = l->large.head = l->touched.head = MN_NIL;
+    l->open.head = l->blocked.head = l->large.head = l->touched.head = MN_NIL;
     l->timer.kind = MN_TIMER_LANE;
     lane_rings(l, (uint8_t *)region + sizeof(struct mn_chan_hdr), &layout);
     e->lanes[number] = l;
@@ -113,22 +113,13 @@ static void close_all(struct mn_engine *e, struct mn_lane *l, uint32_t linger_ms
             continue;
         }
         if (s->tcb == MN_NIL) {
-            if ((s->flags & MN_SF_RESULT_DUE) == 0) {
-                mn_lane_slot_free(l, s);
-            }
+            mn_lane_slot_free(l, s);
         } else if ((s->flags & MN_SF_CLOSED) == 0) {
             mn_lane_close_flow(e, l, s, linger_ms);
         } else if (linger_ms == 0) {
             mn_tcp_abort(e, mn_tcb_at(e, s->tcb), ECONNABORTED);
-        }
-    }
-    while (l->due.head != MN_NIL) {
-        struct mn_slot *s = &l->slots[l->due.head];
-
-        l->due.head = s->due_next;
-        s->flags &= ~(MN_SF_RESULT_DUE | MN_SF_CONNECTING); /* nobody is there to be told */
-        if (s->tcb == MN_NIL) {
-            mn_lane_slot_free(l, s);
+        } else {
+            mn_tcp_linger(e, mn_tcb_at(e, s->tcb), linger_ms);
         }
     }
 }
@@ -142,7 +133,9 @@ int mn_engine_detach(struct mn_engine *e, uint32_t lane, uint32_t linger_ms)
     }
     if (l->dead == 0) {
         mn_lane_released(e, l);
-        mn_lane_submit(e, l, l->submit.mask + 1);
+        /* Twice: the first round may have known of a part only. */
+        (void)mn_lane_submit(e, l, l->submit.mask + 1);
+        (void)mn_lane_submit(e, l, l->submit.mask + 1);
     }
     l->detached = true;
     mn_timer_disarm(&e->wheel, &l->timer);
@@ -176,25 +169,32 @@ void mn_lane_kill(struct mn_lane *l, uint32_t err)
 {
     if (l->dead == 0) {
         l->dead = err;
+        l->e->work_left = true;
         l->e->stats.lane_errors++;
     }
 }
 
+/*
+ * Somebody waits for buffers: those who were promised some and have had nothing from their peer for
+ * large_progress_ms lose their flow. A walk over all flows, but at most once in that time, and only
+ * while somebody waits.
+ */
 void mn_lane_fire(struct mn_engine *e, struct mn_lane *l)
 {
     uint64_t patience = e->cfg.large_progress_ms * MN_NS_PER_MS;
-    struct mn_slot *s;
 
-    if (l->large_slot == MN_NIL) {
+    if (l->large.head == MN_NIL && l->blocked.head == MN_NIL) {
         return;
     }
-    s = &l->slots[l->large_slot];
-    if (l->large.head != MN_NIL && e->now_ns - s->progress_ns >= patience) {
-        mn_tcp_doom(e, mn_tcb_at(e, s->tcb), ETIMEDOUT); /* others wait for its place */
-        return;
+    for (uint32_t i = 0; i < l->slot_high; i++) {
+        struct mn_slot *s = &l->slots[i];
+
+        if (s->state == MN_SLOT_LIVE && s->tcb != MN_NIL && s->reserved_bufs > 0 &&
+            e->now_ns - s->progress_ns >= patience) {
+            mn_tcp_doom(e, mn_tcb_at(e, s->tcb), ETIMEDOUT);
+        }
     }
-    mn_timer_arm(&e->wheel, &l->timer,
-                 mn_max_u64(s->progress_ns + patience, e->now_ns + MN_NS_PER_S));
+    mn_timer_arm(&e->wheel, &l->timer, e->now_ns + patience);
 }
 
 void mn_lane_poll(struct mn_engine *e, struct mn_lane *l)
@@ -213,8 +213,8 @@ void mn_lane_publish(struct mn_engine *e, struct mn_lane *l)
 {
     bool news;
 
-    if (MN_UNLIKELY(l->dead != 0 &&
-                    atomic_load_explicit(&l->sh->closed, memory_order_relaxed) == 0)) {
+    if (MN_UNLIKELY(l->dead != 0 && !l->dead_told)) {
+        l->dead_told = true;
         close_all(e, l, 0);
         atomic_store_explicit(&l->sh->closed, l->dead, memory_order_release);
         if (e->host.wake != NULL) {
@@ -240,16 +240,29 @@ void mn_lane_publish(struct mn_engine *e, struct mn_lane *l)
     }
 }
 
+/* Room for one more event; what the application writes is only compared. */
+static bool ctl_has_room(const struct mn_lane *l)
+{
+    uint32_t head = atomic_load_explicit(&l->sh->ctl_complete.head, memory_order_acquire);
+
+    return l->ctl_complete.pos - head + l->owed <= l->ctl_complete.mask;
+}
+
 bool mn_lane_has_work(const struct mn_lane *l)
 {
-    if (l->dead != 0 || l->detached) {
+    if (l->dead != 0) {
+        return !l->dead_told;
+    }
+    if (l->detached) {
         return false;
     }
-    return atomic_load_explicit(&l->sh->submit.tail, memory_order_acquire) != l->submit.pos ||
-           atomic_load_explicit(&l->sh->released.tail, memory_order_acquire) != l->released.pos ||
-           atomic_load_explicit(&l->sh->ctl_submit.tail, memory_order_acquire) !=
-               l->ctl_submit.pos ||
-           (MN_UNLIKELY(l->due.head != MN_NIL) &&
-            atomic_load_explicit(&l->sh->ctl_complete.head, memory_order_acquire) !=
-                l->ctl_complete.head);
+    if (atomic_load_explicit(&l->sh->submit.tail, memory_order_acquire) != l->submit.pos ||
+        atomic_load_explicit(&l->sh->released.tail, memory_order_acquire) != l->released.pos ||
+        l->wake) {
+        return true;
+    }
+    /* Commands that wait for the application to make room are no work. */
+    return atomic_load_explicit(&l->sh->ctl_submit.tail, memory_order_acquire) !=
+               l->ctl_submit.pos &&
+           ctl_has_room(l);
 }

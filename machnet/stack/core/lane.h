@@ -49,7 +49,6 @@ enum mn_slot_state {
 #define MN_SF_SHUT       (1u << 10) /* FIN queued */
 #define MN_SF_EOF        (1u << 11) /* the peer's FIN came */
 #define MN_SF_RELEASED   (1u << 12) /* the application has seen END */
-#define MN_SF_RESULT_DUE (1u << 13) /* a connect's RESULT or an ACCEPT waits for room */
 
 struct mn_slot {
     uint32_t tcb; /* MN_NIL: none (any more) */
@@ -57,17 +56,18 @@ struct mn_slot {
     uint8_t state;
     uint8_t proto;
     uint32_t flags;
-    uint32_t listener_id;
-    uint32_t token;     /* of the connect that is owed a RESULT */
-    uint32_t next;      /* in one of the lane's lists */
-    uint32_t wait_next; /* in the queue for the large place, or for buffers */
-    uint32_t open_next, due_next;
+    uint32_t listener, listener_id;
+    uint32_t token;                /* of the connect that is owed a RESULT */
+    uint32_t next;                 /* in one of the lane's lists */
+    uint32_t wait_next, wait_prev; /* in the queue for the large place, or for buffers */
+    uint32_t open_next;
     /* Send queue: buffers in order; tx_seq is the stream position of the first one's start (with
      * its prefix). */
     uint32_t tx_head, tx_tail;
     uint32_t tx_bufs;
-    uint32_t tx_head_seq;        /* sequence number of the first byte of tx_head */
-    uint32_t tx_cur, tx_cur_seq; /* where the last copy ended: new data are usually there */
+    uint32_t tx_head_seq;          /* sequence number of the first byte of tx_head */
+    uint32_t tx_rcur, tx_rcur_seq; /* the same for what is sent again */
+    uint32_t tx_cur, tx_cur_seq;   /* where the last copy ended: new data are usually there */
     /* Receive side. */
     uint32_t unread_bytes;        /* delivered to the application and not given back */
     uint32_t held_bufs;           /* receive buffers with the application or being filled */
@@ -108,7 +108,6 @@ struct mn_lane {
     uint32_t sub_flow, sub_first, sub_last, sub_len, sub_n;
     bool sub_open;
 
-    struct mn_list due; /* slots whose connect is through but whose RESULT found no room */
     struct mn_list
         open; /* stream slots with a part-filled buffer, to be delivered at the end of the pass */
     struct mn_list blocked; /* slots whose input waits for buffers */
@@ -117,6 +116,9 @@ struct mn_lane {
     struct mn_list touched; /* slots that gave buffers back in this pass */
     struct mn_timer timer;  /* progress of the large message; end of linger */
     bool detached;
+    bool dead_told; /* the application knows; its own word for it cannot be trusted */
+    bool wake; /* buffers came free although the application gave none back: waiters may go on */
+    uint32_t owed; /* connects under way: the RESULT of each has a place in ctl_complete */
     uint32_t dead; /* errno why */
 };
 
@@ -136,7 +138,6 @@ void mn_lane_ctl(struct mn_engine *e, struct mn_lane *l);
 uint32_t mn_lane_slot_alloc(struct mn_lane *l, uint8_t proto);
 void mn_lane_slot_end(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s, int err);
 void mn_lane_slot_free(struct mn_lane *l, struct mn_slot *s);
-void mn_lane_flush_due(struct mn_engine *e, struct mn_lane *l);
 /* Ends a framed flow whose peer has closed, once every message of the peer has its answer. */
 void mn_lane_eof_check(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s);
 void mn_lane_close_flow(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
@@ -167,6 +168,7 @@ void mn_lane_rx_block(struct mn_lane *l, struct mn_slot *s);
 bool mn_lane_reserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s);
 void mn_lane_unreserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s);
 void mn_lane_deliver(struct mn_lane *l, struct mn_slot *s, uint32_t buf, uint16_t flags);
+void mn_lane_deliver_mark(struct mn_lane *l, struct mn_slot *s, uint16_t flags, uint32_t len);
 uint32_t mn_lane_rx_space(struct mn_engine *e, struct mn_tcb *t);
 uint32_t mn_framing_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, uint32_t len);
 uint32_t mn_stream_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, uint32_t len);

@@ -3,6 +3,9 @@
  */
 #include "engine_int.h"
 
+#define CTL_PER_PASS                                                                               \
+    32 /* commands may cost more than a packet: one channel must not hold up the others */
+
 uint32_t mn_lane_flow_id(const struct mn_lane *l, const struct mn_slot *s)
 {
     return MN_FLOW_ID((uint32_t)(s - l->slots), s->gen);
@@ -32,12 +35,16 @@ uint32_t mn_lane_slot_alloc(struct mn_lane *l, uint8_t proto)
     }
     struct mn_slot *s = &l->slots[i];
     uint16_t gen = s->gen;
+    uint32_t open = s->flags & MN_SF_OPEN, open_next = s->open_next;
     memset(s, 0, sizeof(*s));
     s->gen = gen;
     s->state = MN_SLOT_LIVE;
     s->proto = proto;
-    s->tcb = s->next = s->wait_next = s->open_next = s->due_next = MN_NIL;
-    s->tx_head = s->tx_tail = s->tx_cur = MN_NIL;
+    /* A flow that came and went within one pass may still be on the list of open buffers. */
+    s->flags = open;
+    s->open_next = open_next;
+    s->tcb = s->next = s->wait_next = s->wait_prev = MN_NIL;
+    s->tx_head = s->tx_tail = s->tx_cur = s->tx_rcur = MN_NIL;
     s->asm_first = s->asm_last = MN_NIL;
     l->slots_used++;
     return i;
@@ -45,6 +52,7 @@ uint32_t mn_lane_slot_alloc(struct mn_lane *l, uint8_t proto)
 
 void mn_lane_slot_free(struct mn_lane *l, struct mn_slot *s)
 {
+    MN_ASSERT(s->state != MN_SLOT_FREE && s->tcb == MN_NIL);
     s->state = MN_SLOT_FREE;
     s->gen++;
     l->slot_free[l->slot_n_free++] = (uint32_t)(s - l->slots);
@@ -82,54 +90,33 @@ static void fill_tuple(struct mn_ctl_evt *evt, const struct mn_lane *l, const st
     evt->remote_port = t->rport;
 }
 
-static void connected(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
+/* The answer to a connect: do_connect has kept a place for it, as the flow's data may come right
+ * behind. */
+static void connect_result(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s, int status)
 {
-    struct mn_ctl_evt evt = {.kind = MN_EVT_RESULT, .token = s->token};
+    struct mn_ctl_evt evt = {.kind = MN_EVT_RESULT, .token = s->token, .status = status};
 
-    if (!ctl_room(l, 1)) {
-        s->flags |= MN_SF_RESULT_DUE;
-        s->due_next = l->due.head;
-        l->due.head = (uint32_t)(s - l->slots);
+    MN_ASSERT(l->owed > 0);
+    l->owed--;
+    s->flags &= ~MN_SF_CONNECTING;
+    if (l->dead != 0 || l->detached || !ctl_room(l, 1)) {
         return;
     }
-    s->flags &= ~MN_SF_CONNECTING;
-    fill_tuple(&evt, l, s, mn_tcb_at(e, s->tcb));
+    if (status == 0) {
+        fill_tuple(&evt, l, s, mn_tcb_at(e, s->tcb));
+    }
     ctl_push(l, &evt);
 }
 
-/* Results that found the ring full: the application reads only one ring at a time, so they may
- * wait. */
-void mn_lane_flush_due(struct mn_engine *e, struct mn_lane *l)
-{
-    while (l->due.head != MN_NIL && ctl_room(l, 1)) {
-        struct mn_slot *s = &l->slots[l->due.head];
-
-        l->due.head = s->due_next;
-        s->flags &= ~MN_SF_RESULT_DUE;
-        if (s->tcb != MN_NIL) {
-            connected(e, l, s);
-            continue;
-        }
-        /* It ended before its RESULT could be told. */
-        struct mn_ctl_evt evt = {.kind = MN_EVT_RESULT, .token = s->token, .status = -ECONNRESET};
-        ctl_push(l, &evt);
-        mn_lane_slot_free(l, s);
-    }
-}
-
-static void pending_done(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
+static void pending_done(struct mn_engine *e, struct mn_slot *s)
 {
     if ((s->flags & MN_SF_PENDING) == 0) {
         return;
     }
     s->flags &= ~MN_SF_PENDING;
-    for (uint32_t i = 0; i < e->listener_pool.high; i++) {
-        struct mn_listener *li = &e->listeners[i];
-
-        if (li->live && li->id == s->listener_id && li->lane == l->number) {
-            li->pending--;
-            return;
-        }
+    struct mn_listener *li = &e->listeners[s->listener];
+    if (li->live && li->id == s->listener_id) {
+        li->pending--;
     }
 }
 
@@ -146,21 +133,10 @@ void mn_lane_slot_end(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
     }
     mn_lane_rx_drop(l, s);
     mn_lane_unreserve(e, l, s);
-    pending_done(e, l, s);
+    pending_done(e, s);
     s->state = MN_SLOT_ENDED;
-    if ((s->flags & MN_SF_RESULT_DUE) != 0) {
-        return; /* mn_lane_flush_due goes on from here */
-    }
     if ((s->flags & MN_SF_CONNECTING) != 0) {
-        struct mn_ctl_evt evt = {.kind = MN_EVT_RESULT, .token = s->token, .status = -err};
-
-        if (l->dead == 0 && !l->detached && !ctl_room(l, 1)) {
-            s->flags |= MN_SF_RESULT_DUE;
-            s->due_next = l->due.head;
-            l->due.head = (uint32_t)(s - l->slots);
-            return;
-        }
-        ctl_push(l, &evt);
+        connect_result(e, l, s, -err);
         mn_lane_slot_free(l, s);
         return;
     }
@@ -172,7 +148,7 @@ void mn_lane_slot_end(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
         if (err == 0 && torn) {
             err = EPROTO; /* the peer closed in the middle of a message */
         }
-        mn_lane_deliver(l, s, MN_BUF_NONE, MN_DESC_END);
+        mn_lane_deliver_mark(l, s, MN_DESC_END, 0);
         ((struct mn_desc *)l->deliver.slots)[(l->deliver.pos - 1) & l->deliver.mask].len =
             (uint32_t)err;
     }
@@ -186,17 +162,20 @@ void mn_lane_close_flow(struct mn_engine *e, struct mn_lane *l, struct mn_slot *
 {
     struct mn_tcb *t = mn_tcb_at(e, s->tcb);
 
+    bool unread = t->ooo_bytes > 0 || s->asm_first != MN_NIL || s->prefix_have > 0 ||
+                  (s->flags & MN_SF_IN_MSG) != 0;
+
     s->flags |= MN_SF_CLOSED;
-    pending_done(e, l, s);
+    pending_done(e, s);
     mn_lane_rx_drop(l, s);
     mn_lane_unreserve(e, l, s);
     if (!l->detached && (s->flags & MN_SF_CONNECTING) == 0) {
-        mn_lane_deliver(l, s, MN_BUF_NONE, MN_DESC_END);
+        mn_lane_deliver_mark(l, s, MN_DESC_END, 0);
     }
     if (linger_ms == MN_LINGER_DEFAULT) {
         linger_ms = t->linger_ms;
     }
-    mn_tcp_orphan(e, t, linger_ms, t->ooo_bytes > 0);
+    mn_tcp_orphan(e, t, linger_ms, unread);
 }
 
 void mn_lane_eof_check(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
@@ -220,7 +199,7 @@ static void eof_in(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
         mn_stream_flush(l, s);
     }
     if ((s->flags & MN_SF_CLOSED) == 0) {
-        mn_lane_deliver(l, s, MN_BUF_NONE, MN_DESC_FIN);
+        mn_lane_deliver_mark(l, s, MN_DESC_FIN, 0);
     }
     if (s->proto != MN_PROTO_STREAM && mn_tcb_at(e, s->tcb)->state == MN_TCP_CLOSE_WAIT) {
         mn_lane_eof_check(e, l, s);
@@ -235,7 +214,7 @@ static void flow_event(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_event 
 
     switch (ev) {
     case MN_TCP_EV_CONNECTED:
-        connected(e, l, s);
+        connect_result(e, l, s, 0);
         return;
     case MN_TCP_EV_EOF:
         eof_in(e, l, s);
@@ -256,7 +235,8 @@ static void flow_event(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_event 
         break;
     }
     /* Advice: dropped when there is no room for it. */
-    if ((s->flags & (MN_SF_CLOSED | MN_SF_CONNECTING)) == 0 && l->dead == 0 && ctl_room(l, 4)) {
+    if ((s->flags & (MN_SF_CLOSED | MN_SF_CONNECTING)) == 0 && l->dead == 0 &&
+        ctl_room(l, l->owed + 4)) {
         fill_tuple(&evt, l, s, t);
         ctl_push(l, &evt);
     }
@@ -297,7 +277,7 @@ bool mn_lane_accept(struct mn_engine *e, struct mn_tcb *t)
     struct mn_lane *l = e->lanes[li->lane];
     struct mn_ctl_evt evt = {.kind = MN_EVT_ACCEPT, .listener = li->id};
 
-    if (l->dead != 0 || li->pending >= li->backlog || !ctl_room(l, 4)) {
+    if (l->dead != 0 || li->pending >= li->backlog || !ctl_room(l, l->owed + 4)) {
         return false;
     }
     uint32_t i = mn_lane_slot_alloc(l, li->proto);
@@ -305,6 +285,7 @@ bool mn_lane_accept(struct mn_engine *e, struct mn_tcb *t)
         return false;
     }
     bind_slot(e, l, i, t);
+    l->slots[i].listener = t->listener;
     l->slots[i].listener_id = li->id;
     l->slots[i].flags |= MN_SF_PENDING;
     li->pending++;
@@ -389,6 +370,7 @@ static int do_connect(struct mn_engine *e, struct mn_lane *l, const struct mn_ct
         return err;
     }
     bind_slot(e, l, i, t);
+    l->owed++;
     return 0;
 }
 
@@ -400,7 +382,7 @@ static void do_cancel(struct mn_engine *e, struct mn_lane *l, uint32_t token)
         struct mn_slot *s = &l->slots[i];
 
         if (s->state == MN_SLOT_LIVE && s->tcb != MN_NIL && s->token == token &&
-            (s->flags & (MN_SF_CONNECTING | MN_SF_RESULT_DUE)) == MN_SF_CONNECTING) {
+            (s->flags & MN_SF_CONNECTING) != 0) {
             mn_tcp_abort(e, mn_tcb_at(e, s->tcb), ECANCELED);
             return;
         }
@@ -409,7 +391,8 @@ static void do_cancel(struct mn_engine *e, struct mn_lane *l, uint32_t token)
 
 static void do_release(struct mn_lane *l, struct mn_slot *s)
 {
-    if (s == NULL || (s->state != MN_SLOT_ENDED && (s->flags & MN_SF_CLOSED) == 0)) {
+    if (s == NULL || (s->flags & MN_SF_CONNECTING) != 0 ||
+        (s->state != MN_SLOT_ENDED && (s->flags & MN_SF_CLOSED) == 0)) {
         return;
     }
     s->flags |= MN_SF_RELEASED;
@@ -439,7 +422,7 @@ static bool ctl_one(struct mn_engine *e, struct mn_lane *l, const struct mn_ctl_
         break;
     case MN_CTL_ACCEPT:
         if (s != NULL) {
-            pending_done(e, l, s);
+            pending_done(e, s);
         }
         return true;
     case MN_CTL_RELEASE:
@@ -470,8 +453,8 @@ void mn_lane_ctl(struct mn_engine *e, struct mn_lane *l)
         mn_lane_kill(l, EPROTO);
         return;
     }
-    mn_lane_flush_due(e, l);
-    for (; n > 0 && l->dead == 0 && ctl_room(l, 1); n--) {
+    n = n < CTL_PER_PASS ? n : CTL_PER_PASS;
+    for (; n > 0 && l->dead == 0 && ctl_room(l, l->owed + 1); n--) {
         struct mn_ctl_cmd c;
 
         memcpy(&c, &slots[l->ctl_submit.pos & l->ctl_submit.mask], sizeof(c));

@@ -102,6 +102,9 @@ int mn_lane_setopt(struct mn_engine *e, struct mn_lane *l, uint32_t flow, uint32
     struct mn_slot *s = mn_lane_slot(l, flow);
 
     if (opt == MN_OPT_ISN && flow == MN_FLOW_NONE) {
+        if (!e->cfg.isn_option) {
+            return -ENOPROTOOPT;
+        }
         e->isn_is_forced = v <= UINT32_MAX;
         e->isn_forced = (uint32_t)v;
         return 0;

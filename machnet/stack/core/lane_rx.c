@@ -70,6 +70,14 @@ static void list_push(struct mn_lane *l, struct mn_list *q, struct mn_slot *s)
     uint32_t me = (uint32_t)(s - l->slots);
 
     s->wait_next = MN_NIL;
+    s->wait_prev = q->tail;
+    if (q->head == MN_NIL) {
+        s->wait_prev = MN_NIL;
+    }
+    if (!mn_timer_armed(&l->timer)) {
+        mn_timer_arm(&l->e->wheel, &l->timer,
+                     l->e->now_ns + l->e->cfg.large_progress_ms * MN_NS_PER_MS);
+    }
     if (q->head == MN_NIL) {
         q->head = me;
     } else {
@@ -80,18 +88,17 @@ static void list_push(struct mn_lane *l, struct mn_list *q, struct mn_slot *s)
 
 static void list_remove(struct mn_lane *l, struct mn_list *q, struct mn_slot *s)
 {
-    uint32_t me = (uint32_t)(s - l->slots), *at = &q->head, prev = MN_NIL;
-
-    while (*at != MN_NIL && *at != me) {
-        prev = *at;
-        at = &l->slots[*at].wait_next;
+    if (s->wait_prev == MN_NIL) {
+        q->head = s->wait_next;
+    } else {
+        l->slots[s->wait_prev].wait_next = s->wait_next;
     }
-    if (*at == me) {
-        *at = s->wait_next;
-        if (q->tail == me) {
-            q->tail = prev;
-        }
+    if (s->wait_next == MN_NIL) {
+        q->tail = s->wait_prev;
+    } else {
+        l->slots[s->wait_next].wait_prev = s->wait_prev;
     }
+    s->wait_next = s->wait_prev = MN_NIL;
 }
 
 /* Promises the buffers of the message that begins; false: not now, the slot waits in line. */
@@ -133,9 +140,8 @@ bool mn_lane_reserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
     if (large) {
         s->flags |= MN_SF_HAS_LARGE;
         l->large_slot = me;
-        s->progress_ns = e->now_ns;
-        mn_timer_arm(&e->wheel, &l->timer, e->now_ns + e->cfg.large_progress_ms * MN_NS_PER_MS);
     }
+    s->progress_ns = e->now_ns;
     s->reserved_bufs = need;
     l->rx_claimed += need;
     return true;
@@ -147,6 +153,7 @@ void mn_lane_unreserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s
     (void)e;
     l->rx_claimed -= s->reserved_bufs;
     s->reserved_bufs = 0;
+    l->wake = l->large.head != MN_NIL || l->blocked.head != MN_NIL;
     if ((s->flags & MN_SF_HAS_LARGE) != 0) {
         s->flags &= ~MN_SF_HAS_LARGE;
         l->large_slot = MN_NIL;
@@ -170,27 +177,45 @@ void mn_lane_rx_block(struct mn_lane *l, struct mn_slot *s)
     }
 }
 
-void mn_lane_deliver(struct mn_lane *l, struct mn_slot *s, uint32_t buf, uint16_t flags)
+/* There is a slot for every buffer and two marks per flow, so the ring has room unless the
+ * application lies about its index. */
+static struct mn_desc *deliver_slot(struct mn_lane *l, const struct mn_slot *s, uint16_t flags)
 {
     struct mn_desc *d;
 
-    /* There is a slot for every buffer and two marks per flow, so the ring has room unless the
-     * application lies about its index. */
     if (mn_ring_free(&l->deliver, 1) <= 0) {
         mn_lane_kill(l, EPROTO);
-        return;
+        return NULL;
     }
     d = mn_desc_slot(&l->deliver);
-    *d = (struct mn_desc){.buf = buf, .flow = mn_lane_flow_id(l, s), .flags = flags};
-    if (buf != MN_BUF_NONE) {
-        struct mn_rxbuf *b = &l->rxbufs[buf];
-
-        d->len = b->len;
-        b->shared = 1;
-        b->flow = d->flow;
-        s->unread_bytes += b->len;
-    }
+    *d = (struct mn_desc){.buf = MN_BUF_NONE, .flow = mn_lane_flow_id(l, s), .flags = flags};
     l->deliver.pos++;
+    return d;
+}
+
+void mn_lane_deliver_mark(struct mn_lane *l, struct mn_slot *s, uint16_t flags, uint32_t len)
+{
+    struct mn_desc *d = deliver_slot(l, s, flags);
+
+    if (d != NULL) {
+        d->len = len;
+    }
+}
+
+void mn_lane_deliver(struct mn_lane *l, struct mn_slot *s, uint32_t buf, uint16_t flags)
+{
+    struct mn_desc *d = deliver_slot(l, s, flags);
+    struct mn_rxbuf *b = &l->rxbufs[buf];
+
+    if (d == NULL) {
+        mn_lane_rx_unget(l, s, buf);
+        return;
+    }
+    d->buf = buf;
+    d->len = b->len;
+    b->shared = 1;
+    b->flow = d->flow;
+    s->unread_bytes += b->len;
 }
 
 static void slot_touch(struct mn_lane *l, struct mn_slot *s)
@@ -254,13 +279,17 @@ void mn_lane_released(struct mn_engine *e, struct mn_lane *l)
         return;
     }
     for (; n > 0; n--) {
-        if (!buffer_back(l, slots[l->released.pos & l->released.mask])) {
+        /* Read once: what is judged is what is used. */
+        uint32_t b = *(const volatile uint32_t *)&slots[l->released.pos & l->released.mask];
+
+        if (!buffer_back(l, b)) {
             mn_lane_kill(l, EPROTO);
             return;
         }
         l->released.pos++;
     }
     mn_ring_consume(&l->released);
+    l->wake = false;
     while (l->touched.head != MN_NIL) {
         struct mn_slot *s = &l->slots[l->touched.head];
 

@@ -28,7 +28,7 @@ static void tx_return_chain(struct mn_lane *l, uint32_t b)
 void mn_lane_tx_free(struct mn_lane *l, struct mn_slot *s)
 {
     tx_return_chain(l, s->tx_head);
-    s->tx_head = s->tx_tail = s->tx_cur = MN_NIL;
+    s->tx_head = s->tx_tail = s->tx_cur = s->tx_rcur = MN_NIL;
     s->tx_bufs = 0;
 }
 
@@ -231,29 +231,34 @@ uint32_t mn_lane_tx_copy(struct mn_engine *e, struct mn_tcb *t, uint32_t off, ui
     struct mn_lane *l = e->lanes[t->lane];
     struct mn_slot *s = &l->slots[t->slot];
     uint32_t seq = t->snd_una + off, left = len;
+    uint32_t *cur = &s->tx_cur, *cur_seq = &s->tx_cur_seq;
+    bool again = s->tx_cur == MN_NIL || mn_seq_lt(seq, s->tx_cur_seq);
     uint8_t *out = dst;
 
-    if (s->tx_cur == MN_NIL || mn_seq_lt(seq, s->tx_cur_seq)) {
-        s->tx_cur = s->tx_head;
-        s->tx_cur_seq = s->tx_head_seq;
+    if (again) {
+        if (s->tx_rcur == MN_NIL || mn_seq_lt(seq, s->tx_rcur_seq)) {
+            s->tx_rcur = s->tx_head;
+            s->tx_rcur_seq = s->tx_head_seq;
+        }
+        cur = &s->tx_rcur;
+        cur_seq = &s->tx_rcur_seq;
     }
     while (left > 0) {
-        MN_ASSERT(s->tx_cur != MN_NIL);
-        const struct mn_txbuf *b = &l->txbufs[s->tx_cur];
+        MN_ASSERT(*cur != MN_NIL);
+        const struct mn_txbuf *b = &l->txbufs[*cur];
         uint32_t size = entry_bytes(b);
-        uint32_t at = seq - s->tx_cur_seq;
+        uint32_t at = seq - *cur_seq;
 
         if (at >= size) {
-            s->tx_cur_seq += size;
-            s->tx_cur = b->next;
+            *cur_seq += size;
+            *cur = b->next;
             continue;
         }
         uint32_t n = mn_min_u32(size - at, left);
         if (want_sum && n == len && !b->first) {
-            return mn_csum_copy(out, l->tx_pool + (uint64_t)s->tx_cur * l->geo.buf_bytes + at, len,
-                                0);
+            return mn_csum_copy(out, l->tx_pool + (uint64_t)*cur * l->geo.buf_bytes + at, len, 0);
         }
-        entry_copy(l, s->tx_cur, at, out, n);
+        entry_copy(l, *cur, at, out, n);
         out += n;
         seq += n;
         left -= n;
@@ -280,6 +285,10 @@ void mn_lane_tx_acked(struct mn_engine *e, struct mn_tcb *t, uint32_t len)
         if (s->tx_cur == b) {
             s->tx_cur = s->tx_head;
             s->tx_cur_seq = end;
+        }
+        if (s->tx_rcur == b) {
+            s->tx_rcur = s->tx_head;
+            s->tx_rcur_seq = end;
         }
         tx_return(l, b);
     }

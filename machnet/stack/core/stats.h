@@ -46,6 +46,7 @@
     X(drop_tcp_nobuf, "TCP payload bytes not acknowledged because nothing could hold them")        \
     X(drop_tcp_closed, "TCP payload that arrived after the application gave the flow up")          \
     X(drop_syn_backlog, "SYN dropped: the listener's backlog is full")                             \
+    X(tcp_half_open_evicted, "half-open connections given up for newer ones")                      \
     X(drop_syn_table, "SYN dropped: no connection or flow slot free")                              \
     X(drop_rst_limited, "RST withheld by the rate limit")                                          \
     X(drop_challenge_limited, "challenge ACK withheld by the rate limit")                          \

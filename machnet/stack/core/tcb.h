@@ -106,6 +106,7 @@ struct mn_tcb {
     uint16_t lport, rport;
     uint32_t hash_next;
     uint32_t out_next, out_prev; /* list of connections with something to send */
+    uint32_t age_next, age_prev; /* in TIME-WAIT, or half open: by age */
     uint32_t flags;
     uint8_t state; /* enum mn_tcp_state */
     uint8_t recovery;
@@ -219,6 +220,8 @@ void mn_tcp_abort(struct mn_engine *e, struct mn_tcb *t,
 /* The user goes away: FIN behind what is queued, or RST when unread data are lost (RFC 9293
  * SHLD-3). No more events. */
 void mn_tcp_orphan(struct mn_engine *e, struct mn_tcb *t, uint32_t linger_ms, bool unread);
+void mn_tcp_linger(struct mn_engine *e, struct mn_tcb *t,
+                   uint32_t linger_ms); /* an orphan ends by then */
 void mn_tcp_space(struct mn_engine *e,
                   struct mn_tcb *t); /* the user has made room: maybe tell the peer */
 void mn_tcp_mark_dirty(struct mn_engine *e, struct mn_tcb *t);
@@ -249,8 +252,6 @@ void mn_tcp_reply_rst(struct mn_engine *e,
 void mn_tcp_send_rst(struct mn_engine *e, struct mn_tcb *t);
 void mn_tcp_send_probe(struct mn_engine *e,
                        struct mn_tcb *t); /* keep-alive: one octet below the window */
-uint32_t mn_tcp_window(struct mn_engine *e,
-                       struct mn_tcb *t); /* value for the header; moves rcv_adv */
 
 /* tcp_sack.c: the send scoreboard. */
 bool mn_sack_update(struct mn_engine *e, struct mn_tcb *t,
@@ -266,6 +267,8 @@ bool mn_sack_next_hole(struct mn_engine *e, const struct mn_tcb *t, bool need_lo
 
 /* tcp_recv.c: data in, out-of-order queue. */
 void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s);
+uint32_t mn_tcp_window(struct mn_engine *e,
+                       struct mn_tcb *t); /* value for the header; moves rcv_adv */
 void mn_ooo_drain(struct mn_engine *e,
                   struct mn_tcb *t); /* hands over what has become deliverable */
 void mn_ooo_clear(struct mn_engine *e, struct mn_tcb *t);

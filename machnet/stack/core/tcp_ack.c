@@ -154,6 +154,9 @@ static bool new_ack(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *
         mn_nbr_confirm(e, nbr);
     }
     recovery_progress(e, t, acked, in_flight);
+    if (t->recovery == MN_REC_OPEN && mn_seq_lt(t->recover, t->snd_una - 1)) {
+        t->recover = t->snd_una - 1; /* stays within reach of sequence arithmetic */
+    }
     mn_tcp_rtx_stop(t);
     if (t->snd_una != t->snd_nxt) {
         mn_tcp_rtx_arm(e, t);
@@ -173,6 +176,7 @@ static void leave_persist(struct mn_engine *e, struct mn_tcb *t)
     t->flags &= ~MN_TF_PROBE_NOW;
     if (t->snd_una != t->snd_nxt) {
         t->flags |= MN_TF_RTX_ONE;
+        mn_tcp_rtx_arm(e, t);
     }
     mn_tcp_mark_dirty(e, t);
 }
@@ -186,6 +190,7 @@ static void window_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg
         return;
     }
     bool opened = wnd > t->snd_wnd;
+    bool was_closed = t->snd_wnd == 0;
     t->snd_wnd = wnd;
     t->snd_wl1 = s->seq;
     t->snd_wl2 = s->ack;
@@ -195,6 +200,9 @@ static void window_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg
     }
     if ((t->flags & MN_TF_PERSIST) != 0) {
         leave_persist(e, t);
+    } else if (was_closed && t->snd_una != t->snd_nxt) {
+        t->flags |= MN_TF_RTX_ONE; /* what went into the closed window was not taken */
+        mn_tcp_mark_dirty(e, t);
     } else if (t->snd_end != t->snd_nxt) {
         mn_tcp_mark_dirty(e, t);
     }

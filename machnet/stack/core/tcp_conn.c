@@ -9,12 +9,17 @@ struct mn_tcb *mn_tcb_alloc(struct mn_engine *e)
 {
     uint32_t i = mn_pool_get(&e->tcb_pool);
 
+    if (i == MN_NIL && e->time_wait_age.head != MN_NIL) {
+        /* The oldest memory of a connection gives way to a new one. */
+        mn_tcb_free(e, mn_tcb_at(e, e->time_wait_age.head));
+        i = mn_pool_get(&e->tcb_pool);
+    }
     if (i == MN_NIL) {
         return NULL;
     }
     struct mn_tcb *t = mn_tcb_at(e, i);
     memset(t, 0, sizeof(*t));
-    t->hash_next = t->out_next = t->out_prev = MN_NIL;
+    t->hash_next = t->out_next = t->out_prev = t->age_next = t->age_prev = MN_NIL;
     t->ooo_head = t->sack_head = MN_NIL;
     t->nbr = t->lane = t->slot = t->listener = MN_NIL;
     t->timer.kind = MN_TIMER_TCB;
@@ -79,6 +84,35 @@ struct mn_tcb *mn_tcp_next_dirty(struct mn_engine *e)
     return t;
 }
 
+static void age_push(struct mn_engine *e, struct mn_age_list *q, struct mn_tcb *t)
+{
+    uint32_t me = mn_tcb_index(e, t);
+
+    t->age_next = MN_NIL;
+    t->age_prev = q->tail;
+    if (q->tail != MN_NIL) {
+        mn_tcb_at(e, q->tail)->age_next = me;
+    } else {
+        q->head = me;
+    }
+    q->tail = me;
+}
+
+static void age_remove(struct mn_engine *e, struct mn_age_list *q, struct mn_tcb *t)
+{
+    if (t->age_prev != MN_NIL) {
+        mn_tcb_at(e, t->age_prev)->age_next = t->age_next;
+    } else {
+        q->head = t->age_next;
+    }
+    if (t->age_next != MN_NIL) {
+        mn_tcb_at(e, t->age_next)->age_prev = t->age_prev;
+    } else {
+        q->tail = t->age_prev;
+    }
+    t->age_next = t->age_prev = MN_NIL;
+}
+
 static void half_open_count(struct mn_engine *e, struct mn_tcb *t, int32_t by)
 {
     struct mn_listener *l;
@@ -100,16 +134,20 @@ void mn_tcp_set_state(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_state s
     }
     if (t->state == MN_TCP_SYN_RECEIVED && (t->flags & MN_TF_PASSIVE) != 0) {
         half_open_count(e, t, -1);
+        age_remove(e, &e->half_open_age, t);
     }
     if (t->state == MN_TCP_TIME_WAIT) {
         e->time_wait--;
+        age_remove(e, &e->time_wait_age, t);
     }
     t->state = (uint8_t)state;
     if (state == MN_TCP_SYN_RECEIVED && (t->flags & MN_TF_PASSIVE) != 0) {
         half_open_count(e, t, 1);
+        age_push(e, &e->half_open_age, t);
     }
     if (state == MN_TCP_TIME_WAIT) {
         e->time_wait++;
+        age_push(e, &e->time_wait_age, t);
     }
 }
 
@@ -163,12 +201,10 @@ uint32_t mn_tcp_ts_now(const struct mn_engine *e, const struct mn_tcb *t)
 
 void mn_tcp_set_mss(struct mn_engine *e, struct mn_tcb *t, uint32_t peer_mss)
 {
-    uint32_t mss = mn_min_u32(peer_mss, e->nic->caps.mtu - MN_IPV4_HLEN - MN_TCP_HLEN);
+    uint32_t mss = t->maxseg != 0 ? mn_min_u32(peer_mss, t->maxseg) : peer_mss;
 
-    if (t->maxseg != 0) {
-        mss = mn_min_u32(mss, t->maxseg);
-    }
     mss = mn_max_u32(mss, e->cfg.mss_min_bytes);
+    mss = mn_min_u32(mss, e->nic->caps.mtu - MN_IPV4_HLEN - MN_TCP_HLEN);
     t->mss_opt = mss;
     t->mss = mss - ((t->flags & MN_TF_TS) != 0 ? MN_TCP_OPTS_TS_LEN : 0);
     t->cc.mss = t->mss;
@@ -361,6 +397,12 @@ void mn_tcp_abort(struct mn_engine *e, struct mn_tcb *t, int err)
     case MN_TCP_CLOSE_WAIT:
         mn_tcp_send_rst(e, t);
         break;
+    case MN_TCP_CLOSING:
+    case MN_TCP_LAST_ACK:
+        if (t->snd_una != t->snd_end + 1) {
+            mn_tcp_send_rst(e, t); /* what was queued will not come */
+        }
+        break;
     default:
         break;
     }
@@ -386,8 +428,19 @@ void mn_tcp_orphan(struct mn_engine *e, struct mn_tcb *t, uint32_t linger_ms, bo
     mn_tcp_shutdown(e, t);
     if (t->state == MN_TCP_FIN_WAIT_2) {
         mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + e->cfg.fin_wait2_ms * MN_NS_PER_MS);
-    } else if (linger_ms != MN_LINGER_DEFAULT) {
-        mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + linger_ms * MN_NS_PER_MS);
+    } else {
+        /* Without a limit of its own: a peer that answers probes but never opens its window must
+         * not keep it for ever. */
+        mn_tcp_linger(e, t, linger_ms != MN_LINGER_DEFAULT ? linger_ms : t->user_timeout_ms);
+    }
+}
+
+void mn_tcp_linger(struct mn_engine *e, struct mn_tcb *t, uint32_t linger_ms)
+{
+    uint64_t at = e->now_ns + linger_ms * MN_NS_PER_MS;
+
+    if (t->state != MN_TCP_TIME_WAIT && (t->wait_at == 0 || at < t->wait_at)) {
+        mn_tcp_timer_set(e, t, &t->wait_at, at);
     }
 }
 

@@ -35,14 +35,7 @@ static void unacceptable(struct mn_engine *e, struct mn_tcb *t, const struct mn_
     uint32_t end = mn_seg_end(s);
 
     e->stats.drop_tcp_seq++;
-    if (t->state == MN_TCP_SYN_RECEIVED && (s->flags & (MN_TCP_SYN | MN_TCP_ACK)) == MN_TCP_SYN &&
-        s->seq == t->irs) {
-        /* The peer has not seen our SYN: once more. */
-        t->flags |= MN_TF_RTX_ONE;
-        mn_tcp_mark_dirty(e, t);
-        return;
-    }
-    if (t->state == MN_TCP_TIME_WAIT && (s->flags & MN_TCP_FIN) != 0) {
+    if (t->state == MN_TCP_TIME_WAIT && (s->flags & MN_TCP_FIN) != 0 && end == t->rcv_nxt) {
         mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + 2 * e->cfg.msl_ms * MN_NS_PER_MS);
     }
     if (s->len > 0 || (s->flags & MN_TCP_FIN) != 0) {
@@ -108,13 +101,18 @@ static void reset_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg 
         mn_tcp_drop(e, t, ECONNREFUSED);
         return;
     }
-    mn_tcp_drop(e, t, t->state >= MN_TCP_CLOSING ? 0 : ECONNRESET);
+    /* In CLOSING and LAST-ACK it is the end that was wanted, if all data have arrived. */
+    mn_tcp_drop(e, t,
+                t->state >= MN_TCP_CLOSING && mn_seq_ge(t->snd_una, t->snd_end) ? 0 : ECONNRESET);
 }
 
 static void urgent_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *s)
 {
     uint32_t up = s->seq + s->urg;
 
+    if ((t->flags & MN_TF_URG_RCV) != 0 && mn_seq_le(t->rcv_up, t->rcv_nxt)) {
+        t->flags &= ~MN_TF_URG_RCV; /* the old mark was passed */
+    }
     if ((t->flags & MN_TF_URG_RCV) != 0 && !mn_seq_gt(up, t->rcv_up)) {
         return;
     }
@@ -148,7 +146,8 @@ static bool syn_received_ack(struct mn_engine *e, struct mn_tcb *t, const struct
             return false; /* the peer, or our SYN-ACK's timer, tries again */
         }
     }
-    t->snd_wnd = s->wnd << ((t->flags & MN_TF_WSCALE) != 0 ? t->snd_wscale : 0);
+    bool scaled = (t->flags & MN_TF_WSCALE) != 0 && (s->flags & MN_TCP_SYN) == 0;
+    t->snd_wnd = s->wnd << (scaled ? t->snd_wscale : 0);
     t->snd_wnd_max = t->snd_wnd;
     t->snd_wl1 = s->seq;
     t->snd_wl2 = s->ack;
@@ -176,20 +175,29 @@ void mn_tcp_segment(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
         reset_in(e, t, s);
         return;
     }
+    if (MN_UNLIKELY(t->state == MN_TCP_SYN_RECEIVED && s->seq == t->irs) &&
+        (s->flags & MN_TCP_SYN) != 0) {
+        /* The SYN that we have. Alone it asks for our answer once more; from the other side of a
+         * simultaneous open it is an answer itself, and gets the ACK that both sides wait for (RFC
+         * 9293 3.5). */
+        e->stats.drop_tcp_seq++;
+        if ((s->flags & MN_TCP_ACK) != 0) {
+            mn_tcp_challenge(e, t);
+        } else {
+            t->flags |= MN_TF_RTX_ONE;
+            mn_tcp_mark_dirty(e, t);
+        }
+        return;
+    }
     if (MN_UNLIKELY(!seq_acceptable(t, s))) {
         if (!zero_window_exception(t, s)) {
             unacceptable(e, t, s);
             return;
         }
-        probe = true;
+        probe = s->len > 0; /* a bare FIN needs no room */
     }
-    t->last_rx_ns = e->now_ns;
     if (MN_UNLIKELY((s->flags & MN_TCP_SYN) != 0)) {
-        if (t->state == MN_TCP_SYN_RECEIVED && s->seq == t->irs) {
-            t->flags |= MN_TF_RTX_ONE; /* the SYN that we have, with a FIN behind it: our answer
-                                          once more */
-            mn_tcp_mark_dirty(e, t);
-        } else if (t->state == MN_TCP_SYN_RECEIVED && (t->flags & MN_TF_PASSIVE) != 0) {
+        if (t->state == MN_TCP_SYN_RECEIVED && (t->flags & MN_TF_PASSIVE) != 0) {
             mn_tcp_drop(e, t, ECONNABORTED); /* RFC 9293 step 4: back to LISTEN */
         } else {
             mn_tcp_challenge(e, t); /* RFC 5961 section 4 */
@@ -200,16 +208,19 @@ void mn_tcp_segment(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
         e->stats.drop_tcp_state++;
         return;
     }
-    if ((t->flags & MN_TF_TS) != 0 && s->opts.has_ts && mn_seq_le(s->seq, t->last_ack_sent)) {
-        t->ts_recent = s->opts.tsval;
-        t->ts_recent_ns = e->now_ns;
-    }
-    mn_tcp_keep_touch(e, t);
     if (MN_UNLIKELY(t->state == MN_TCP_SYN_RECEIVED) && !syn_received_ack(e, t, s)) {
         return;
     }
+    uint32_t last_ack_sent = t->last_ack_sent;
     if (!mn_tcp_ack_in(e, t, s)) {
         return;
+    }
+    /* Only now is it certain that the peer itself speaks (RFC 5961 section 5). */
+    t->last_rx_ns = e->now_ns;
+    mn_tcp_keep_touch(e, t);
+    if ((t->flags & MN_TF_TS) != 0 && s->opts.has_ts && mn_seq_le(s->seq, last_ack_sent)) {
+        t->ts_recent = s->opts.tsval;
+        t->ts_recent_ns = e->now_ns;
     }
     if (MN_UNLIKELY((s->flags & MN_TCP_URG) != 0) && t->state <= MN_TCP_FIN_WAIT_2) {
         urgent_in(e, t, s);

@@ -28,6 +28,27 @@ void mn_tcp_apply_syn_options(struct mn_engine *e, struct mn_tcb *t, const struc
     mn_tcp_set_mss(e, t, o->has_mss ? o->mss : MN_MSS_DEFAULT);
 }
 
+/* RFC 4987 3.2: under a flood the oldest half-open connection makes room, once its peer has had
+ * time to answer. */
+#define HALF_OPEN_GRACE_NS (3 * MN_NS_PER_S)
+
+static bool evict_half_open(struct mn_engine *e, uint32_t listener)
+{
+    uint32_t i = e->half_open_age.head;
+    struct mn_tcb *t;
+
+    if (i == MN_NIL) {
+        return false;
+    }
+    t = mn_tcb_at(e, i);
+    if (t->listener != listener || e->now_ns - t->last_rx_ns < HALF_OPEN_GRACE_NS) {
+        return false;
+    }
+    mn_tcp_drop(e, t, ETIMEDOUT);
+    e->stats.tcp_half_open_evicted++;
+    return true;
+}
+
 void mn_tcp_listen_rx(struct mn_engine *e, uint32_t listener, struct mn_seg *s)
 {
     const struct mn_listener *l = &e->listeners[listener];
@@ -45,7 +66,8 @@ void mn_tcp_listen_rx(struct mn_engine *e, uint32_t listener, struct mn_seg *s)
         e->stats.drop_tcp_state++;
         return;
     }
-    if (l->half_open >= e->cfg.syn_backlog_max || l->pending >= l->backlog) {
+    if ((l->half_open >= e->cfg.syn_backlog_max && !evict_half_open(e, listener)) ||
+        l->pending >= l->backlog) {
         e->stats.drop_syn_backlog++;
         return;
     }
@@ -57,6 +79,7 @@ void mn_tcp_listen_rx(struct mn_engine *e, uint32_t listener, struct mn_seg *s)
     t->irs = s->seq;
     /* Data on a SYN are not kept: the peer sends them again. */
     t->rcv_nxt = s->seq + 1;
+    t->rcv_adv = t->rcv_nxt + mn_min_u32(t->rcv_buf, 65535);
     t->last_ack_sent = t->rcv_nxt;
     mn_tcp_apply_syn_options(e, t, s);
     t->snd_wnd = t->snd_wnd_max = s->wnd;
@@ -118,11 +141,15 @@ static bool chain_csum_ok(const struct mn_ipv4 *ip, const struct mn_pkt *more, u
         ip->payload, first_len, mn_csum_pseudo(ip->src, ip->dst, MN_IPPROTO_TCP, ip->payload_len));
     bool odd = (first_len & 1) != 0;
 
-    for (; more != NULL; more = more->next) {
-        uint32_t part = mn_csum_partial(more->data, more->len, 0);
+    uint32_t left = ip->payload_len - first_len;
+
+    for (; more != NULL && left > 0; more = more->next) {
+        uint32_t n = mn_min_u32(more->len, left);
+        uint32_t part = mn_csum_partial(more->data, n, 0);
 
         sum = mn_csum_add(sum, odd ? mn_csum_shift(part) : part);
-        odd ^= (more->len & 1) != 0;
+        odd ^= (n & 1) != 0;
+        left -= n;
     }
     return mn_csum_fold(sum) == 0;
 }

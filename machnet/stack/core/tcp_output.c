@@ -60,7 +60,7 @@ static struct header header_of(const struct mn_tcb *t, uint32_t seq, uint16_t fl
 static void send_bare(struct mn_engine *e, const struct mn_seg *s, uint32_t seq, uint32_t ack,
                       uint16_t flags)
 {
-    struct mn_pkt *pkt = mn_tx_alloc(e, HDR_MAX);
+    struct mn_pkt *pkt = mn_tx_alloc(e, mn_min_u32(HDR_MAX, e->nic->caps.tx_max_frame));
     struct header h = {
         .laddr = s->dst,
         .raddr = s->src,
@@ -102,32 +102,6 @@ void mn_tcp_send_rst(struct mn_engine *e, struct mn_tcb *t)
     send_bare(e, &s, t->snd_nxt, t->rcv_nxt, MN_TCP_RST | MN_TCP_ACK);
 }
 
-/*
- * The window to advertise. The right edge moves only by a worthwhile step (silly-window avoidance,
- * RFC 9293 3.8.6.2.2) and never back (SHLD-14): where scaling would round it back, it is rounded
- * up.
- */
-uint32_t mn_tcp_window(struct mn_engine *e, struct mn_tcb *t)
-{
-    uint32_t known = t->rcv_adv - t->rcv_nxt;
-    uint32_t space = t->user != NULL ? t->user->rx_space(e, t) : t->rcv_buf;
-    uint32_t scale = (t->flags & MN_TF_WSCALE) != 0 ? t->rcv_wscale : 0;
-    uint32_t field;
-
-    if (mn_seq_lt(t->rcv_adv, t->rcv_nxt)) {
-        known = 0;
-    }
-    if (space > known && space - known >= mn_min_u32(t->rcv_buf / 2, t->mss)) {
-        known = space;
-    }
-    field = mn_min_u32(known >> scale, 65535);
-    if (mn_seq_lt(t->rcv_nxt + (field << scale), t->rcv_adv) && field < 65535) {
-        field = mn_min_u32((t->rcv_adv - t->rcv_nxt + (1u << scale) - 1) >> scale, 65535);
-    }
-    t->rcv_adv = mn_seq_max(t->rcv_adv, t->rcv_nxt + (field << scale));
-    return field;
-}
-
 static void ack_is_sent(struct mn_tcb *t)
 {
     t->flags &= ~MN_TF_ACK_NOW;
@@ -153,7 +127,7 @@ static void fill_options(struct mn_engine *e, struct mn_tcb *t, struct mn_tcp_op
 void mn_tcp_send_syn(struct mn_engine *e, struct mn_tcb *t)
 {
     bool reply = t->state == MN_TCP_SYN_RECEIVED;
-    struct mn_pkt *pkt = mn_tx_alloc(e, HDR_MAX);
+    struct mn_pkt *pkt = mn_tx_alloc(e, mn_min_u32(HDR_MAX, e->nic->caps.tx_max_frame));
     struct mn_tcp_opts o = {.has_mss = true};
 
     if (pkt != NULL) {
@@ -440,6 +414,7 @@ static bool send_new(struct mn_engine *e, struct mn_tcb *t, uint32_t len, bool f
     }
     if (t->rtx_at == 0 || (t->flags & MN_TF_PERSIST) != 0) {
         t->flags &= ~MN_TF_PERSIST;
+        t->rtx_since = 0;
         mn_tcp_rtx_arm(e, t);
     }
     return true;

@@ -425,7 +425,8 @@ void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
         mn_tcp_abort(e, t, ECONNABORTED);
         return;
     }
-    if ((s->flags & MN_TCP_FIN) != 0 && mn_seq_lt(seq + s->len, t->rcv_adv) &&
+    /* A FIN needs no buffer: one just behind the promised window will do. */
+    if ((s->flags & MN_TCP_FIN) != 0 && mn_seq_le(seq + s->len, t->rcv_adv) &&
         mn_seq_ge(seq + s->len, t->rcv_nxt) && (t->flags & MN_TF_FIN_OOO) == 0) {
         t->flags |= MN_TF_FIN_OOO;
         t->fin_seq = seq + s->len;
@@ -434,15 +435,19 @@ void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
     if (s->len > 0) {
         in_order = data_piece(e, t, seq, s->data, s->data_len);
         seq += s->data_len;
-        for (const struct mn_pkt *more = s->more; more != NULL; more = more->next) {
-            in_order &= data_piece(e, t, seq, more->data, more->len);
-            seq += more->len;
+        uint32_t left = s->len - s->data_len; /* what follows is padding */
+        for (const struct mn_pkt *more = s->more; more != NULL && left > 0; more = more->next) {
+            uint32_t n = mn_min_u32(more->len, left);
+
+            in_order &= data_piece(e, t, seq, more->data, n);
+            seq += n;
+            left -= n;
         }
         mn_ooo_drain(e, t);
     }
     if (s->len > 0) {
         t->unacked_bytes += t->rcv_nxt - before;
-        if (!in_order || gap || t->unacked_bytes >= 2 * t->mss_opt || e->cfg.delack_us == 0 ||
+        if (!in_order || gap || t->unacked_bytes >= 2 * t->mss || e->cfg.delack_us == 0 ||
             (t->flags & MN_TF_QUICKACK) != 0) {
             t->flags |= MN_TF_ACK_NOW;
             mn_tcp_mark_dirty(e, t);
@@ -455,4 +460,30 @@ void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
     } else if (!in_order && (t->flags & MN_TF_ACK_NOW) != 0 && mn_tx_room(e, 2)) {
         mn_tcp_send_ack(e, t); /* each one counts for the peer's fast retransmit: not aggregated */
     }
+}
+
+/*
+ * The window to advertise. The right edge moves only by a worthwhile step (silly-window avoidance,
+ * RFC 9293 3.8.6.2.2) and never back (SHLD-14): where scaling would round it back, it is rounded
+ * up.
+ */
+uint32_t mn_tcp_window(struct mn_engine *e, struct mn_tcb *t)
+{
+    uint32_t known = t->rcv_adv - t->rcv_nxt;
+    uint32_t space = t->user != NULL ? t->user->rx_space(e, t) : t->rcv_buf;
+    uint32_t scale = (t->flags & MN_TF_WSCALE) != 0 ? t->rcv_wscale : 0;
+    uint32_t field;
+
+    if (mn_seq_lt(t->rcv_adv, t->rcv_nxt)) {
+        known = 0;
+    }
+    if (space > known && space - known >= mn_min_u32(t->rcv_buf / 2, t->mss)) {
+        known = space;
+    }
+    field = mn_min_u32(known >> scale, 65535);
+    if (mn_seq_lt(t->rcv_nxt + (field << scale), t->rcv_adv) && field < 65535) {
+        field = mn_min_u32((t->rcv_adv - t->rcv_nxt + (1u << scale) - 1) >> scale, 65535);
+    }
+    t->rcv_adv = mn_seq_max(t->rcv_adv, t->rcv_nxt + (field << scale));
+    return field;
 }

@@ -114,8 +114,10 @@ static bool syn_fire(struct mn_engine *e, struct mn_tcb *t)
         mn_tcp_drop(e, t, ETIMEDOUT);
         return false;
     }
-    t->retries++;
-    t->backoff++;
+    t->retries = (uint8_t)mn_min_u32(t->retries + 1u, 255);
+    if (t->backoff < 32) {
+        t->backoff++;
+    }
     t->retransmits++;
     e->stats.tcp_rto++;
     e->stats.tcp_retransmits++;
@@ -136,7 +138,7 @@ static bool rtx_fire(struct mn_engine *e, struct mn_tcb *t)
     if (t->snd_una == t->snd_nxt) {
         return true;
     }
-    if (r2_over(e, t, t->rtx_since)) {
+    if (r2_over(e, t, t->snd_wnd == 0 ? mn_max_u64(t->rtx_since, t->last_rx_ns) : t->rtx_since)) {
         e->stats.tcp_timeouts++;
         mn_tcp_drop(e, t, ETIMEDOUT);
         return false;
@@ -221,7 +223,8 @@ static bool keep_fire(struct mn_engine *e, struct mn_tcb *t)
     if (t->state < MN_TCP_ESTABLISHED || t->state > MN_TCP_CLOSE_WAIT) {
         return true;
     }
-    if (t->snd_una != t->snd_nxt || t->snd_end != t->snd_nxt) {
+    bool all_sent = (t->flags & MN_TF_FIN_SENT) != 0 || t->snd_end == t->snd_nxt;
+    if (t->snd_una != t->snd_nxt || !all_sent) {
         mn_tcp_keep_touch(e, t); /* not idle: retransmission watches over it */
         return true;
     }
