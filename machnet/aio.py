@@ -62,6 +62,7 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._waiters: list[asyncio.Future[None]] = []
         channel.on_ready(self._wake)
+        channel.on_close = self._wake  # who waits finds it closed
 
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
@@ -180,11 +181,8 @@ class Channel:
         )
 
     def close(self, linger: float | None = None) -> None:
-        """Close the channel; see `machnet.Channel.close`. Calls that wait are cancelled."""
+        """Close the channel; see `machnet.Channel.close`. Calls that wait raise ``ValueError``."""
         self.channel.close(linger)
-        for waiter in self._waiters:
-            waiter.cancel()
-        self._waiters.clear()
 
     async def __aenter__(self) -> Channel:
         return self

@@ -30,8 +30,9 @@ __all__ = [
 class StackCore:
     """What must be closed in order when a stack goes: the engine, then its NICs."""
 
-    def __init__(self, native: Any, nics: list[Nic], clock: Clock) -> None:
+    def __init__(self, native: Any, base: Nic, nics: list[Nic], clock: Clock) -> None:
         self.native = native
+        self.base = base  # must outlive the engine, which gives its packets back
         self.nics = nics
         self.clock = clock
         self.closed = False

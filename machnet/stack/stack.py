@@ -127,7 +127,7 @@ class Stack:
         #: The byte streams of `machnet.aio`, by event loop.
         self.aio_hubs: dict[Any, Any] = {}
         #: What outlives the stack until it is closed.
-        self.core = StackCore(native, owned, clock)
+        self.core = StackCore(native, base, owned, clock)
         self._finalizer = weakref.finalize(self, finalize, self.core)
         base._user = weakref.ref(self)
         if threaded:

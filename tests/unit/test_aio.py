@@ -168,12 +168,23 @@ async def test_a_reset_is_raised(stack):
 
 
 @in_loop
-async def test_close_cancels_who_waits(stack):
+async def test_close_ends_every_wait(stack):
+    channel = aio.attach(stack)
+    tasks = [asyncio.create_task(channel.recv()) for _ in range(3)]
+    await asyncio.sleep(0)
+    channel.close()
+    for task in tasks:
+        with pytest.raises(ValueError, match="closed"):
+            await task
+
+
+@in_loop
+async def test_closing_the_stack_ends_the_wait(stack):
     channel = aio.attach(stack)
     task = asyncio.create_task(channel.recv())
     await asyncio.sleep(0)
-    channel.close()
-    with pytest.raises(asyncio.CancelledError):
+    stack.close(linger=0)
+    with pytest.raises(ValueError, match="closed"):
         await task
 
 
