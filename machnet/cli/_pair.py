@@ -21,7 +21,7 @@ KERNEL_IP, MACHNET_IP = "10.0.0.1", "10.0.0.2"
 VETH_IPS = ("10.0.1.1", "10.0.1.2")
 PERCENTILES = ("p50", "p99", "p99.9")
 #: How long a process may take to start, or to end, in seconds.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 _MODULES = {"posix": "machnet.cli.tcp_msg_gen", "machnet": "machnet.cli.msg_gen"}
 
