@@ -121,6 +121,8 @@ struct mn_engine {
     struct mn_block *blocks;
     struct mn_pool block_pool;
 
+    uint32_t broadcast[2]; /* of our network: all zeros and all ones */
+
     struct mn_listener *listeners;
     struct mn_pool listener_pool;
     uint32_t *listen_buckets;
@@ -166,6 +168,7 @@ uint32_t mn_ip_route(struct mn_engine *e, uint32_t dst);
 /* nbr, if it still is the next hop to dst and not recycled for another address; else MN_NIL. */
 uint32_t mn_ip_known_hop(const struct mn_engine *e, uint32_t dst, uint32_t nbr);
 bool mn_ip_is_local(const struct mn_engine *e, uint32_t ip);
+void mn_ip_open(struct mn_engine *e);
 bool mn_ip_is_broadcast(const struct mn_engine *e, uint32_t ip);
 /* Sends an IPv4 packet (Ethernet header room in front) to its next hop; nbr may be MN_NIL: then it
  * is looked up. */

@@ -213,6 +213,7 @@ int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes,
     e->port_offset = (uint32_t)mn_random(e);
     e->half_open_age = e->time_wait_age = (struct mn_age_list){MN_NIL, MN_NIL};
     e->last_hit = e->dirty_head = e->dirty_tail = MN_NIL;
+    mn_ip_open(e);
     mn_wheel_init(&e->wheel, now_ns);
     *out = e;
     return 0;

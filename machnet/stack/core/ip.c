@@ -62,13 +62,16 @@ static uint32_t prefix_mask(const struct mn_engine *e)
 /* Limited and directed broadcast; a /31 or /32 has none of the latter (RFC 3021). */
 bool mn_ip_is_broadcast(const struct mn_engine *e, uint32_t ip)
 {
-    uint32_t mask = prefix_mask(e);
+    return ip == e->broadcast[0] || ip == e->broadcast[1] || mn_ip_is_limited_broadcast(ip);
+}
 
-    if (mn_ip_is_limited_broadcast(ip)) {
-        return true;
-    }
-    return e->cfg.prefix > 0 && e->cfg.prefix < 31 && (ip & mask) == (e->cfg.ip & mask) &&
-           ((ip & ~mask) == ~mask || (ip & ~mask) == 0);
+void mn_ip_open(struct mn_engine *e)
+{
+    uint32_t mask = prefix_mask(e);
+    bool has = e->cfg.prefix > 0 && e->cfg.prefix < 31;
+
+    e->broadcast[0] = has ? e->cfg.ip & mask : UINT32_MAX;
+    e->broadcast[1] = has ? e->cfg.ip | ~mask : UINT32_MAX;
 }
 
 /* 0 when there is no way to dst. */

@@ -131,6 +131,9 @@ int mn_engine_detach(struct mn_engine *e, uint32_t lane, uint32_t linger_ms)
     if (l == NULL || l->detached) {
         return -ENOENT;
     }
+    if (linger_ms == MN_LINGER_DEFAULT) {
+        linger_ms = e->cfg.app_exit_linger_ms;
+    }
     if (l->dead == 0) {
         mn_lane_released(e, l);
         /* Twice: the first round may have known of a part only. */

@@ -162,6 +162,7 @@ void mn_lane_tx_free(struct mn_lane *l, struct mn_slot *s); /* gives the whole s
 void mn_lane_released(struct mn_engine *e, struct mn_lane *l);
 uint32_t mn_lane_rx_alloc(struct mn_lane *l,
                           struct mn_slot *s); /* MN_NIL: none for this flow now */
+uint32_t mn_lane_rx_quick(struct mn_lane *l, struct mn_slot *s);
 void mn_lane_rx_unget(struct mn_lane *l, struct mn_slot *s, uint32_t buf);
 void mn_lane_rx_drop(struct mn_lane *l, struct mn_slot *s); /* what is being filled goes back */
 void mn_lane_rx_block(struct mn_lane *l, struct mn_slot *s);

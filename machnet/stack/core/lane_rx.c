@@ -29,6 +29,21 @@ static uint32_t rx_quota(const struct mn_lane *l, const struct mn_slot *s)
     return free > kept ? free - kept : 0;
 }
 
+/* A buffer for a message that needs just one, if nobody waits for buffers and there are plenty;
+ * else MN_NIL. */
+uint32_t mn_lane_rx_quick(struct mn_lane *l, struct mn_slot *s)
+{
+    if (l->blocked.head != MN_NIL || l->large.head != MN_NIL ||
+        rx_available(l) <= l->rx_claimed + l->rx_reserve) {
+        return MN_NIL;
+    }
+    uint32_t b = rx_take(l);
+    MN_ASSERT(!l->rxbufs[b].shared);
+    l->rxbufs[b].next = MN_NIL;
+    s->held_bufs++;
+    return b;
+}
+
 uint32_t mn_lane_rx_alloc(struct mn_lane *l, struct mn_slot *s)
 {
     if (s->reserved_bufs > 0) {

@@ -157,6 +157,9 @@ static bool new_ack(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *
     if (t->recovery == MN_REC_OPEN && mn_seq_lt(t->recover, t->snd_una - 1)) {
         t->recover = t->snd_una - 1; /* stays within reach of sequence arithmetic */
     }
+    if ((t->flags & MN_TF_PERSIST) != 0) {
+        t->backoff = 0; /* the peer takes what the persist timer sends */
+    }
     mn_tcp_rtx_stop(t);
     if (t->snd_una != t->snd_nxt) {
         mn_tcp_rtx_arm(e, t);

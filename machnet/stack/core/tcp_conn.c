@@ -459,7 +459,7 @@ void mn_tcp_space(struct mn_engine *e, struct mn_tcb *t)
         known = t->rcv_adv - t->rcv_nxt;
     }
     /* While the peer has plenty left, its next segment's acknowledgement will do. */
-    if (known >= mn_min_u32(t->rcv_buf / 2, 32768)) {
+    if (known >= mn_max_u32(mn_min_u32(t->rcv_buf / 2, 32768), t->mss)) {
         return;
     }
     space = t->user->rx_space(e, t);
