@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""`python -m benchmarks`: machnet and its yardsticks beside each other in one run.
+
+One JSON object with `--json`, else tables. Figures, never assertions.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine, pair
+from benchmarks.peers import lwip
+
+STACKS = ("lwip", "machnet-raw", "machnet-framed")
+
+
+def progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and largest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def lwip_options(row: str) -> list[str]:
+    """The same writes as ours where lwIP's own program differs: bulk goes in pieces of 8 KiB in both."""
+    return ["--msg-bytes", "8192"] if row == "bulk" else []
+
+
+def measure_pair(rows: tuple[str, ...], seconds: float, repeats: int) -> list[dict[str, Any]]:
+    """Every row of every stack, `repeats` times, the stacks taking turns so that noise hits all of them."""
+    ours, theirs = pair.build(), lwip.build()
+    samples: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for n in range(repeats):
+        for row in rows:
+            progress(f"pair: {row}, run {n + 1} of {repeats}")
+            found = lwip.run(theirs, [row], seconds=seconds, options=lwip_options(row))
+            samples.setdefault((row, "lwip"), []).extend(found)
+            for one in pair.run(ours, [row], seconds=seconds):
+                samples.setdefault((row, one["peer"]), []).append(one)
+    return [
+        {
+            "row": row,
+            "stack": stack,
+            "ns_per_msg": spread([s["ns_per_msg"] for s in samples[row, stack]]),
+            "msgs_per_s": spread([s["msgs_per_s"] for s in samples[row, stack]]),
+            "gbit_per_s": spread([s["gbit_per_s"] for s in samples[row, stack]]),
+        }
+        for row in rows
+        for stack in STACKS
+    ]
+
+
+def count_pair(rows: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Instructions per message by stack and row."""
+    progress("pair: counting instructions")
+    ours = pair.count_instructions(pair.build(march="haswell"), rows)
+    theirs = lwip.count_instructions(lwip.build(), rows)
+    return {"lwip": theirs, **{f"machnet-{mode}": counts for mode, counts in ours.items()}}
+
+
+def pair_table(results: list[dict[str, Any]], counts: dict[str, dict[str, float]] | None) -> Table:
+    table = Table(title="two stacks back to back in one thread, no kernel")
+    for name in (
+        "row",
+        "stack",
+        "ns/message",
+        "min..max",
+        "M messages/s",
+        "Gbit/s",
+        "instructions",
+    ):
+        table.add_column(name, justify="left" if name in {"row", "stack"} else "right")
+    for r in results:
+        ns = r["ns_per_msg"]
+        instructions = counts[r["stack"]][r["row"]] if counts else None
+        table.add_row(
+            r["row"],
+            r["stack"],
+            f"{ns['median']:.1f}",
+            f"{ns['min']:.1f}..{ns['max']:.1f}",
+            f"{r['msgs_per_s']['median'] / 1e6:.2f}",
+            f"{r['gbit_per_s']['median']:.2f}",
+            "" if instructions is None else f"{instructions:.0f}",
+            end_section=r["stack"] == STACKS[-1],
+        )
+    return table
+
+
+@click.group(invoke_without_command=False)
+def main() -> None:
+    """Benchmarks of machnet, each beside a yardstick in the same run."""
+
+
+@main.command(name="pair")
+@click.option("--seconds", default=1.0, type=click.FloatRange(min=0.05), help="Length of a run.")
+@click.option("--repeats", default=5, type=click.IntRange(min=1), help="Runs of each row.")
+@click.option("--row", "rows", multiple=True, type=click.Choice(pair.ROWS), help="Only this row.")
+@click.option("--instructions/--no-instructions", default=True, help="Count with callgrind too.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the JSON there as well.")
+def pair_command(
+    seconds: float,
+    repeats: int,
+    rows: tuple[str, ...],
+    instructions: bool,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    """Request and reply, and bulk, between two stacks in one thread, with lwIP beside."""
+    rows = rows or pair.ROWS
+    report: dict[str, Any] = {
+        "benchmark": "pair",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine.describe(),
+        "seconds": seconds,
+        "repeats": repeats,
+        "cache_line_round_trip_ns": {"before": machine.cache_line_round_trip_ns()},
+    }
+    results = measure_pair(rows, seconds, repeats)
+    counts = count_pair(rows) if instructions else None
+    report["cache_line_round_trip_ns"]["after"] = machine.cache_line_round_trip_ns()
+    report["results"] = results
+    report["instructions_per_msg"] = counts
+    if output is not None:
+        output.write_text(json.dumps(report, indent=1) + "\n")
+    if as_json:
+        print(json.dumps(report))
+        return
+    console = Console()
+    console.print(pair_table(results, counts))
+    trips = report["cache_line_round_trip_ns"]
+    console.print(f"cache-line round trip: {trips['before']} ns before, {trips['after']} ns after")
+
+
+if __name__ == "__main__":
+    main()
