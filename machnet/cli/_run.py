@@ -125,8 +125,11 @@ class _Intervals:
         return Sample.of(self._total, (now_ns - self.start_ns) / _SECOND_NS)
 
 
-def run(endpoint: Endpoint, reporter: Reporter, *, duration_s: float | None) -> int:
+def run(endpoint: Endpoint, reporter: Reporter, *, announce: str, duration_s: float | None) -> int:
     """Drive ``endpoint`` to its end, print its lines and its summary, and return the exit status.
+
+    ``announce`` is the first line. Who has read it may send a signal: it ends the run, not the
+    process.
 
     The end is the endpoint's own (all messages answered), ``duration_s``, SIGINT or SIGTERM, or a
     failure. After the middle two a client waits up to ``DRAIN_S`` for what is in flight; a second
@@ -136,6 +139,7 @@ def run(endpoint: Endpoint, reporter: Reporter, *, duration_s: float | None) -> 
         0 when nothing failed and a client had every message answered, and rightly; else 1.
     """
     with StopSignals() as signals:
+        reporter.status(announce)
         intervals = _Intervals(endpoint, reporter)
         ended, error = _loop(endpoint, reporter, intervals, signals, duration_s)
         now_ns = time.monotonic_ns()

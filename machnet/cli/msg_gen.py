@@ -140,10 +140,14 @@ def _run_client(reporter: Reporter, settings: dict[str, Any]) -> int:
             raise RunError(f"cannot connect to {remote_ip}:{port}: {reason}") from error
         for option, value in _KEEPALIVE:
             channel.set_option(flow, option, value)
-        reporter.status("[CLIENT] Connected.")
         config = _config(stack, channel, settings)
         config.flow = flow.id
-        return run(NativeClient("mn_gen", config), reporter, duration_s=settings["duration"])
+        return run(
+            NativeClient("mn_gen", config),
+            reporter,
+            announce="[CLIENT] Connected.",
+            duration_s=settings["duration"],
+        )
 
 
 def _run_server(reporter: Reporter, settings: dict[str, Any]) -> int:
@@ -156,9 +160,12 @@ def _run_server(reporter: Reporter, settings: dict[str, Any]) -> int:
             raise RunError(
                 f"cannot listen on {local_ip}:{port}: {reason_text(error, {})}"
             ) from error
-        reporter.status(f"[LISTENING] [{local_ip}:{port}]")
-        server = NativeServer("mn_gen", _config(stack, channel, settings))
-        return run(server, reporter, duration_s=settings["duration"])
+        return run(
+            NativeServer("mn_gen", _config(stack, channel, settings)),
+            reporter,
+            announce=f"[LISTENING] [{local_ip}:{port}]",
+            duration_s=settings["duration"],
+        )
 
 
 def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:

@@ -106,10 +106,10 @@ def _run_client(reporter: Reporter, settings: dict[str, Any]) -> int:
         f"msg_size={settings['msg_size']}, window={settings['msg_window']}"
     )
     with _connect(settings) as sock:
-        reporter.status("[CLIENT] Connected.")
         return run(
             NativeClient("mn_tcp", _config(sock, settings)),
             reporter,
+            announce="[CLIENT] Connected.",
             duration_s=settings["duration"],
         )
 
@@ -119,10 +119,10 @@ def _run_server(reporter: Reporter, settings: dict[str, Any]) -> int:
     reporter.status(f"[SERVER] Starting in server mode, response size {settings['msg_size']}")
     with _listen(settings) as sock:
         host, port = sock.getsockname()
-        reporter.status(f"[LISTENING] [{host}:{port}]")
         return run(
             NativeServer("mn_tcp", _config(sock, settings)),
             reporter,
+            announce=f"[LISTENING] [{host}:{port}]",
             duration_s=settings["duration"],
         )
 
