@@ -205,7 +205,7 @@ def serve(stack: machnet.Stack, ip: str, port: int, stop: socket.socket) -> None
 # ---- over asyncio --------------------------------------------------------------------------------
 
 
-async def on_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One connection, from beginning to end."""
     connection = Connection()
     with contextlib.suppress(ConnectionError):
@@ -224,6 +224,13 @@ async def on_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 async def serve_asyncio(stack: machnet.Stack, ip: str, port: int, stop: socket.socket) -> None:
     """The same as `serve`, as an asyncio server."""
+    clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    def on_client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(answer(reader, writer))
+        clients[task] = writer
+        task.add_done_callback(clients.pop)
+
     server = await machnet.aio.start_server(stack, on_client, ip, port)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -233,6 +240,9 @@ async def serve_asyncio(stack: machnet.Stack, ip: str, port: int, stop: socket.s
     finally:
         loop.remove_reader(stop)
         server.close()
+        for writer in clients.values():
+            writer.close()
+        await asyncio.gather(*clients)
 
 
 def main() -> None:

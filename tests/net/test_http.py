@@ -218,8 +218,12 @@ def test_the_example_as_a_program(repo: Path, options: list[str]) -> None:
                 retry = ["--retry", "50", "--retry-connrefused", "--retry-delay", "0"]
                 got = host.run(["curl", "-sS", "--noproxy", "*", *retry, url], text=False).stdout
                 assert got == body_of(1_000_000)
-                process.terminate()
-                out, err = process.communicate(timeout=PATIENCE_S)
+                with host.socket() as idle:  # a client that is still there
+                    idle.connect(("10.7.0.2", 8080))
+                    idle.sendall(b"GET /bytes/10 HTTP/1.1\r\n\r\n")
+                    assert idle.recv(5) == b"HTTP/"
+                    process.terminate()
+                    out, err = process.communicate(timeout=PATIENCE_S)
                 assert (out, err, process.returncode) == ("", "", 0)
             finally:
                 timer.cancel()

@@ -56,6 +56,12 @@ class Peer:
         """A TCP socket of the Linux host, closed with the peer at the latest."""
         return self._own(self.host.socket(socket.AF_INET, socket.SOCK_STREAM))
 
+    def host_socket(self) -> socket.socket:
+        """A TCP socket of the Linux host that is the caller's to close: for thousands of them."""
+        sock = self.host.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.settimeout(PATIENCE_S)
+        return sock
+
     def _own(self, sock: socket.socket) -> socket.socket:
         sock.settimeout(PATIENCE_S)
         self._sockets.append(sock)
