@@ -130,11 +130,10 @@ def _print_table(outcomes: list[Outcome], machine: dict[str, Any]) -> None:
         caption=f"Experiment 1: kernel -> machnet, 3: machnet -> kernel. {machine['cpu']}, "
         f"Linux {machine['kernel']}, {machine['poll']} polling.",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        padding=0,
     )
     for name in ("bytes", "window"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("client -> server", no_wrap=True)
     for name in ("messages/s", "ratio", *PERCENTILES, "errors"):
         table.add_column(name, justify="right", no_wrap=True)
