@@ -46,7 +46,7 @@ needs_kernel = pytest.mark.skipif(needs_tap() is not None, reason=str(needs_tap(
 
 @pytest.fixture
 def peer() -> Iterator[Peer]:
-    with linux_peer(msl_ms=20) as peer:
+    with linux_peer(msl_ms=20, eof_linger_ms=200) as peer:
         # Ports of the kernel's own TIME-WAIT may be used again at once: it has but 28,000.
         peer.host.sysctl("net.ipv4.tcp_tw_reuse", 1)
         yield peer
