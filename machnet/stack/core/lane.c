@@ -192,7 +192,9 @@ void mn_lane_fire(struct mn_engine *e, struct mn_lane *l)
     for (uint32_t i = 0; i < l->slot_high; i++) {
         struct mn_slot *s = &l->slots[i];
 
-        if (s->state == MN_SLOT_LIVE && s->tcb != MN_NIL && s->reserved_bufs > 0 &&
+        if (s->state == MN_SLOT_LIVE && s->tcb != MN_NIL &&
+            (s->flags & (MN_SF_IN_MSG | MN_SF_WAIT_LARGE | MN_SF_BLOCKED | MN_SF_CLOSED)) ==
+                MN_SF_IN_MSG &&
             e->now_ns - s->progress_ns >= patience) {
             mn_tcp_doom(e, mn_tcb_at(e, s->tcb), ETIMEDOUT);
         }

@@ -3,6 +3,8 @@
  */
 #include "engine_int.h"
 
+/* Places of ctl_complete that connects under way leave to everything else. */
+#define CTL_KEPT 8
 #define CTL_PER_PASS                                                                               \
     32 /* commands may cost more than a packet: one channel must not hold up the others */
 
@@ -148,9 +150,7 @@ void mn_lane_slot_end(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
         if (err == 0 && torn) {
             err = EPROTO; /* the peer closed in the middle of a message */
         }
-        mn_lane_deliver_mark(l, s, MN_DESC_END, 0);
-        ((struct mn_desc *)l->deliver.slots)[(l->deliver.pos - 1) & l->deliver.mask].len =
-            (uint32_t)err;
+        mn_lane_deliver_mark(l, s, MN_DESC_END, (uint32_t)err);
     }
     if ((s->flags & MN_SF_RELEASED) != 0) {
         mn_lane_slot_free(l, s);
@@ -354,6 +354,9 @@ static int do_connect(struct mn_engine *e, struct mn_lane *l, const struct mn_ct
 
     if (c->proto != MN_PROTO_TCP && c->proto != MN_PROTO_STREAM) {
         return -EPROTONOSUPPORT;
+    }
+    if (l->owed + CTL_KEPT > l->geo.ctl_slots) {
+        return -EAGAIN; /* as many connects under way as results find room */
     }
     uint32_t i = mn_lane_slot_alloc(l, (uint8_t)c->proto);
     if (i == MN_NIL) {

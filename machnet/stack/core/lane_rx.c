@@ -267,7 +267,11 @@ static bool buffer_back(struct mn_lane *l, uint32_t b)
 static void wake_waiting(struct mn_engine *e, struct mn_lane *l, struct mn_list *line,
                          uint32_t flag)
 {
-    for (uint32_t n = 0; n < 64 && line->head != MN_NIL; n++) {
+    for (uint32_t n = 0; line->head != MN_NIL; n++) {
+        if (n == 64) {
+            l->wake = true; /* the rest in the next pass */
+            return;
+        }
         struct mn_slot *s = &l->slots[line->head];
 
         MN_ASSERT(s->tcb != MN_NIL);
@@ -341,7 +345,8 @@ uint32_t mn_lane_rx_space(struct mn_engine *e, struct mn_tcb *t)
         return mn_max_u32(space, mn_min_u32(rest, t->rcv_buf));
     }
     if ((s->flags & (MN_SF_WAIT_LARGE | MN_SF_BLOCKED)) != 0) {
-        return mn_min_u32(space, 2 * t->mss); /* standing in line: no more than can wait */
+        /* Standing in line: no more than can wait. */
+        return mn_tcp_held(t) > 0 ? 0 : mn_min_u32(space, 2 * t->mss);
     }
     /* Half of what the pool can give, so that several flows find something left; never below two
      * segments. */

@@ -96,10 +96,15 @@ struct mn_block {
 #define MN_TF_PROBE_NOW (1u << 21) /* the persist timer fired */
 #define MN_TF_MORE                                                                                 \
     (1u << 22) /* the user has announced more data: hold a part-filled segment back */
-#define MN_TF_FIN_OOO (1u << 23) /* a FIN was seen ahead, at fin_seq */
-#define MN_TF_R1      (1u << 24) /* told the user that R1 was exceeded */
-#define MN_TF_HASHED  (1u << 25)
-#define MN_TF_DOOMED  (1u << 26) /* to be aborted with doom_err when output comes round */
+#define MN_TF_FIN_OOO  (1u << 23) /* a FIN was seen ahead, at fin_seq */
+#define MN_TF_R1       (1u << 24) /* told the user that R1 was exceeded */
+#define MN_TF_HASHED   (1u << 25)
+#define MN_TF_EOF_TOLD (1u << 27) /* the user knows of the peer's FIN */
+#define MN_TF_ZOMBIE                                                                               \
+    (1u << 28) /* no connection any more: only data that its user has still to take */
+#define MN_TF_LINGER_PUSH                                                                          \
+    (1u << 29) /* an orphan without a limit of its own: progress prolongs its time */
+#define MN_TF_DOOMED (1u << 26) /* to be aborted with doom_err when output comes round */
 
 struct mn_tcb {
     uint32_t laddr, raddr;
@@ -125,6 +130,8 @@ struct mn_tcb {
 
     /* Receive sequence space. rcv_adv is the right edge that was promised; it never retreats. */
     uint32_t irs, rcv_nxt, rcv_adv, rcv_up, fin_seq;
+    uint32_t usr_nxt; /* what the user gets next; [usr_nxt, rcv_nxt) is acknowledged and waits in
+                         the first range */
     uint32_t last_ack_sent;
     uint32_t unacked_bytes; /* received since the last acknowledgement */
     uint32_t rcv_buf;
@@ -268,7 +275,10 @@ bool mn_sack_next_hole(struct mn_engine *e, const struct mn_tcb *t, bool need_lo
 /* tcp_recv.c: data in, out-of-order queue. */
 void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s);
 uint32_t mn_tcp_window(struct mn_engine *e,
-                       struct mn_tcb *t); /* value for the header; moves rcv_adv */
+                       struct mn_tcb *t);     /* value for the header; moves rcv_adv */
+uint32_t mn_tcp_held(const struct mn_tcb *t); /* acknowledged bytes that the user has not taken */
+void mn_tcp_tell_eof(struct mn_engine *e,
+                     struct mn_tcb *t); /* once the user has everything before the FIN */
 void mn_ooo_drain(struct mn_engine *e,
                   struct mn_tcb *t); /* hands over what has become deliverable */
 void mn_ooo_clear(struct mn_engine *e, struct mn_tcb *t);

@@ -164,6 +164,9 @@ static bool new_ack(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *
     if (t->snd_una != t->snd_nxt) {
         mn_tcp_rtx_arm(e, t);
     }
+    if ((t->flags & MN_TF_LINGER_PUSH) != 0 && t->wait_at != 0) {
+        mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + t->user_timeout_ms * MN_NS_PER_MS);
+    }
     if (t->snd_end != t->snd_nxt || t->recovery != MN_REC_OPEN ||
         (t->flags & MN_TF_FIN_QUEUED) != 0) {
         mn_tcp_mark_dirty(e, t);
@@ -204,6 +207,7 @@ static void window_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg
     if ((t->flags & MN_TF_PERSIST) != 0) {
         leave_persist(e, t);
     } else if (was_closed && t->snd_una != t->snd_nxt) {
+        t->rtx_since = e->now_ns;
         t->flags |= MN_TF_RTX_ONE; /* what went into the closed window was not taken */
         mn_tcp_mark_dirty(e, t);
     } else if (t->snd_end != t->snd_nxt) {

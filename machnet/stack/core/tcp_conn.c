@@ -11,7 +11,7 @@ struct mn_tcb *mn_tcb_alloc(struct mn_engine *e)
 
     if (i == MN_NIL && e->time_wait_age.head != MN_NIL) {
         /* The oldest memory of a connection gives way to a new one. */
-        mn_tcb_free(e, mn_tcb_at(e, e->time_wait_age.head));
+        mn_tcp_drop(e, mn_tcb_at(e, e->time_wait_age.head), 0);
         i = mn_pool_get(&e->tcb_pool);
     }
     if (i == MN_NIL) {
@@ -163,10 +163,34 @@ void mn_tcb_free(struct mn_engine *e, struct mn_tcb *t)
     mn_pool_put(&e->tcb_pool, mn_tcb_index(e, t));
 }
 
+/*
+ * The connection has ended, but its user has still to take what was acknowledged (DESIGN.md, rule
+ * 5): all that is left of it are these bytes and why it ended. mn_tcp_space goes on once there is
+ * room.
+ */
+static void zombify(struct mn_engine *e, struct mn_tcb *t, int err)
+{
+    if ((t->flags & MN_TF_ZOMBIE) != 0) {
+        return;
+    }
+    mn_tcp_set_state(e, t, MN_TCP_CLOSED);
+    dirty_unlink(e, t);
+    mn_timer_disarm(&e->wheel, &t->timer);
+    t->rtx_at = t->delack_at = t->wait_at = t->keep_at = 0;
+    mn_flow_remove(e, t);
+    mn_sack_clear(e, t);
+    t->flags |= MN_TF_ZOMBIE;
+    t->doom_err = err;
+}
+
 void mn_tcp_drop(struct mn_engine *e, struct mn_tcb *t, int err)
 {
     const struct mn_tcp_user *user = t->user;
 
+    if (user != NULL && mn_tcp_held(t) > 0 && (t->flags & (MN_TF_ORPHAN | MN_TF_DOOMED)) == 0) {
+        zombify(e, t, err);
+        return;
+    }
     if (user != NULL) {
         user->event(e, t, MN_TCP_EV_CLOSED, err);
     }
@@ -347,10 +371,12 @@ void mn_tcp_enter_time_wait(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_rtx_stop(t);
     t->keep_at = 0;
     mn_sack_clear(e, t);
-    mn_ooo_clear(e, t);
     mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + 2 * e->cfg.msl_ms * MN_NS_PER_MS);
-    /* Everything of the user's has been sent and acknowledged: it is free to forget the connection.
-     */
+    if (user != NULL && mn_tcp_held(t) > 0 && (t->flags & MN_TF_ORPHAN) == 0) {
+        return; /* mn_tcp_space lets go of the user once it has everything */
+    }
+    /* All of the user's is sent and acknowledged: it is free to forget the connection. */
+    mn_ooo_clear(e, t);
     t->user = NULL;
     if (user != NULL) {
         user->event(e, t, MN_TCP_EV_CLOSED, 0);
@@ -418,9 +444,23 @@ void mn_tcp_doom(struct mn_engine *e, struct mn_tcb *t, int err)
     mn_tcp_mark_dirty(e, t);
 }
 
+/* In TIME-WAIT nothing is owed to the user any more. */
+static void let_go(struct mn_engine *e, struct mn_tcb *t)
+{
+    const struct mn_tcp_user *user = t->user;
+
+    mn_ooo_clear(e, t);
+    t->user = NULL;
+    user->event(e, t, MN_TCP_EV_CLOSED, 0);
+}
+
 void mn_tcp_orphan(struct mn_engine *e, struct mn_tcb *t, uint32_t linger_ms, bool unread)
 {
     t->flags |= MN_TF_ORPHAN;
+    if (t->state == MN_TCP_TIME_WAIT) {
+        let_go(e, t);
+        return;
+    }
     if (linger_ms == 0 || unread || t->state == MN_TCP_SYN_SENT) {
         mn_tcp_abort(e, t, ECONNABORTED);
         return;
@@ -429,8 +469,11 @@ void mn_tcp_orphan(struct mn_engine *e, struct mn_tcb *t, uint32_t linger_ms, bo
     if (t->state == MN_TCP_FIN_WAIT_2) {
         mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + e->cfg.fin_wait2_ms * MN_NS_PER_MS);
     } else {
-        /* Without a limit of its own: a peer that answers probes but never opens its window must
-         * not keep it for ever. */
+        /* Without a limit of its own it has user_timeout_ms from its last progress: a peer that
+         * answers probes but never opens its window must not keep it for ever. */
+        if (linger_ms == MN_LINGER_DEFAULT) {
+            t->flags |= MN_TF_LINGER_PUSH;
+        }
         mn_tcp_linger(e, t, linger_ms != MN_LINGER_DEFAULT ? linger_ms : t->user_timeout_ms);
     }
 }
@@ -451,12 +494,21 @@ void mn_tcp_space(struct mn_engine *e, struct mn_tcb *t)
     uint32_t known = t->rcv_adv - t->rcv_nxt;
     uint32_t space, gain;
 
-    if (t->state < MN_TCP_ESTABLISHED || t->state > MN_TCP_FIN_WAIT_2) {
-        return;
-    }
     if (t->ooo_head != MN_NIL) {
         mn_ooo_drain(e, t);
         known = t->rcv_adv - t->rcv_nxt;
+    }
+    if (MN_UNLIKELY((t->flags & MN_TF_ZOMBIE) != 0)) {
+        if (mn_tcp_held(t) == 0) {
+            mn_tcp_drop(e, t, t->doom_err);
+        }
+        return;
+    }
+    if (t->state == MN_TCP_TIME_WAIT && mn_tcp_held(t) == 0) {
+        let_go(e, t);
+    }
+    if (t->state < MN_TCP_ESTABLISHED || t->state > MN_TCP_FIN_WAIT_2) {
+        return;
     }
     /* While the peer has plenty left, its next segment's acknowledgement will do. */
     if (known >= mn_max_u32(mn_min_u32(t->rcv_buf / 2, 32768), t->mss)) {

@@ -260,7 +260,7 @@ void mn_tcp_syn_sent(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
         return;
     }
     t->irs = s->seq;
-    t->rcv_nxt = s->seq + 1;
+    t->rcv_nxt = t->usr_nxt = s->seq + 1;
     t->rcv_adv = t->rcv_nxt + mn_min_u32(t->rcv_buf, 65535);
     t->last_ack_sent = t->rcv_nxt;
     t->last_rx_ns = e->now_ns;

@@ -32,21 +32,26 @@ void mn_tcp_apply_syn_options(struct mn_engine *e, struct mn_tcb *t, const struc
  * time to answer. */
 #define HALF_OPEN_GRACE_NS (3 * MN_NS_PER_S)
 
+#define EVICT_LOOK 32u
+
 static bool evict_half_open(struct mn_engine *e, uint32_t listener)
 {
     uint32_t i = e->half_open_age.head;
-    struct mn_tcb *t;
 
-    if (i == MN_NIL) {
-        return false;
+    for (uint32_t n = 0; n < EVICT_LOOK && i != MN_NIL; n++) {
+        struct mn_tcb *t = mn_tcb_at(e, i);
+
+        if (e->now_ns - t->last_rx_ns < HALF_OPEN_GRACE_NS) {
+            return false;
+        }
+        if (t->listener == listener) {
+            mn_tcp_drop(e, t, ETIMEDOUT);
+            e->stats.tcp_half_open_evicted++;
+            return true;
+        }
+        i = t->age_next;
     }
-    t = mn_tcb_at(e, i);
-    if (t->listener != listener || e->now_ns - t->last_rx_ns < HALF_OPEN_GRACE_NS) {
-        return false;
-    }
-    mn_tcp_drop(e, t, ETIMEDOUT);
-    e->stats.tcp_half_open_evicted++;
-    return true;
+    return false;
 }
 
 void mn_tcp_listen_rx(struct mn_engine *e, uint32_t listener, struct mn_seg *s)
@@ -78,7 +83,7 @@ void mn_tcp_listen_rx(struct mn_engine *e, uint32_t listener, struct mn_seg *s)
     }
     t->irs = s->seq;
     /* Data on a SYN are not kept: the peer sends them again. */
-    t->rcv_nxt = s->seq + 1;
+    t->rcv_nxt = t->usr_nxt = s->seq + 1;
     t->rcv_adv = t->rcv_nxt + mn_min_u32(t->rcv_buf, 65535);
     t->last_ack_sent = t->rcv_nxt;
     mn_tcp_apply_syn_options(e, t, s);

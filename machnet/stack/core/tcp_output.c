@@ -551,6 +551,9 @@ void mn_tcp_output(struct mn_engine *e, struct mn_tcb *t)
         mn_tcp_abort(e, t, t->doom_err);
         return;
     }
+    if (MN_UNLIKELY((t->flags & MN_TF_ZOMBIE) != 0)) {
+        return;
+    }
     if (!mn_tx_room(e, 2)) {
         mn_tcp_mark_dirty(e, t);
         return;

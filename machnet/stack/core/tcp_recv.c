@@ -208,24 +208,49 @@ static uint32_t user_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p,
     uint32_t n = t->user != NULL ? t->user->rx(e, t, p, len) : 0;
 
     MN_ASSERT(n <= len);
-    t->rcv_nxt += n;
+    t->usr_nxt += n;
+    t->rcv_nxt = mn_seq_max(t->rcv_nxt, t->usr_nxt);
     return n;
 }
 
+uint32_t mn_tcp_held(const struct mn_tcb *t)
+{
+    return t->rcv_nxt - ((t->flags & MN_TF_FIN_RCVD) != 0) - t->usr_nxt;
+}
+
+void mn_tcp_tell_eof(struct mn_engine *e, struct mn_tcb *t)
+{
+    if ((t->flags & (MN_TF_FIN_RCVD | MN_TF_EOF_TOLD)) == MN_TF_FIN_RCVD && t->user != NULL &&
+        mn_tcp_held(t) == 0) {
+        t->flags |= MN_TF_EOF_TOLD;
+        t->user->event(e, t, MN_TCP_EV_EOF, 0);
+    }
+}
+
+/* What lies in order in the first range is kept whatever comes: it can be acknowledged. */
+static void ooo_advance(const struct mn_engine *e, struct mn_tcb *t)
+{
+    if ((t->flags & MN_TF_FIN_RCVD) == 0 && t->ooo_head != MN_NIL &&
+        mn_seq_le(range_at(e, t->ooo_head)->left, t->rcv_nxt)) {
+        t->rcv_nxt = mn_seq_max(t->rcv_nxt, range_at(e, t->ooo_head)->right);
+    }
+}
+
+/* Hands over what lies in order, as far as the user takes it. */
 void mn_ooo_drain(struct mn_engine *e, struct mn_tcb *t)
 {
     while (t->ooo_head != MN_NIL) {
         struct mn_range *r = range_at(e, t->ooo_head);
         uint32_t b = r->first_blk;
 
-        if (mn_seq_gt(r->left, t->rcv_nxt)) {
-            return;
+        if (mn_seq_gt(r->left, t->usr_nxt)) {
+            break;
         }
-        if (mn_seq_le(r->right, t->rcv_nxt)) {
+        if (mn_seq_le(r->right, t->usr_nxt)) {
             range_free(e, t, &t->ooo_head);
             continue;
         }
-        uint32_t skip = mn_min_u32(t->rcv_nxt - r->left, e->blocks[b].len);
+        uint32_t skip = mn_min_u32(t->usr_nxt - r->left, e->blocks[b].len);
         uint32_t took = skip;
         if (skip < e->blocks[b].len) {
             uint32_t n =
@@ -242,7 +267,7 @@ void mn_ooo_drain(struct mn_engine *e, struct mn_tcb *t)
         r->left += took;
         t->ooo_bytes -= took;
         if (e->blocks[b].len > 0) {
-            return; /* the user has no room */
+            break; /* the user has no room */
         }
         r->first_blk = e->blocks[b].next;
         if (r->first_blk == MN_NIL) {
@@ -253,6 +278,8 @@ void mn_ooo_drain(struct mn_engine *e, struct mn_tcb *t)
             range_free(e, t, &t->ooo_head);
         }
     }
+    ooo_advance(e, t);
+    mn_tcp_tell_eof(e, t);
 }
 
 /* DSACK first (RFC 2883), then the ranges that grew last (RFC 2018 section 4). Input that only
@@ -331,8 +358,8 @@ static bool data_piece(struct mn_engine *e, struct mn_tcb *t, uint32_t seq, cons
     if (len == 0) {
         return false;
     }
-    bool waits = t->ooo_head != MN_NIL && mn_seq_le(range_at(e, t->ooo_head)->left, t->rcv_nxt);
-    if (seq == t->rcv_nxt && !waits) {
+    uint32_t end = seq + len;
+    if (seq == t->usr_nxt) {
         uint32_t n = user_rx(e, t, p, len);
 
         if (n == len) {
@@ -347,7 +374,8 @@ static bool data_piece(struct mn_engine *e, struct mn_tcb *t, uint32_t seq, cons
         return false;
     }
     e->stats.drop_tcp_nobuf += ooo_insert(e, t, seq, p, len);
-    return false;
+    ooo_advance(e, t);
+    return mn_seq_ge(t->rcv_nxt, end);
 }
 
 /* What was received behind the place where a FIN says that the stream ends is ignored. */
@@ -386,26 +414,15 @@ static void fin_in(struct mn_engine *e, struct mn_tcb *t)
     t->rcv_nxt++;
     t->rcv_adv = mn_seq_max(t->rcv_adv, t->rcv_nxt);
     t->flags = (t->flags | MN_TF_FIN_RCVD | MN_TF_ACK_NOW) & ~MN_TF_FIN_OOO;
-    mn_ooo_clear(e, t);
     mn_tcp_mark_dirty(e, t);
-    switch (t->state) {
-    case MN_TCP_ESTABLISHED:
+    if (t->state == MN_TCP_ESTABLISHED) {
         mn_tcp_set_state(e, t, MN_TCP_CLOSE_WAIT);
-        break;
-    case MN_TCP_FIN_WAIT_1:
+    } else if (t->state == MN_TCP_FIN_WAIT_1) {
         mn_tcp_set_state(e, t, MN_TCP_CLOSING);
-        break;
-    case MN_TCP_FIN_WAIT_2:
-        if (t->user != NULL) {
-            t->user->event(e, t, MN_TCP_EV_EOF, 0);
-        }
-        mn_tcp_enter_time_wait(e, t);
-        return;
-    default:
-        return;
     }
-    if (t->user != NULL) {
-        t->user->event(e, t, MN_TCP_EV_EOF, 0);
+    mn_tcp_tell_eof(e, t);
+    if (t->state == MN_TCP_FIN_WAIT_2) {
+        mn_tcp_enter_time_wait(e, t);
     }
 }
 

@@ -42,6 +42,12 @@ static uint64_t rto_ns(const struct mn_engine *e, const struct mn_tcb *t)
     return mn_min_u64(us, e->cfg.rto_max_us) * MN_NS_PER_US;
 }
 
+/* Since when the peer owes an answer: with a closed window any answer counts (MUST-37). */
+static uint64_t r2_since(const struct mn_tcb *t)
+{
+    return t->snd_wnd == 0 ? mn_max_u64(t->rtx_since, t->last_rx_ns) : t->rtx_since;
+}
+
 void mn_tcp_rtx_arm(struct mn_engine *e, struct mn_tcb *t)
 {
     uint64_t at = e->now_ns + rto_ns(e, t);
@@ -52,8 +58,8 @@ void mn_tcp_rtx_arm(struct mn_engine *e, struct mn_tcb *t)
     if (t->state >= MN_TCP_ESTABLISHED && (t->flags & MN_TF_PERSIST) == 0 &&
         t->user_timeout_ms != 0) {
         /* The last interval ends with R2, not after it. */
-        at = mn_min_u64(
-            at, mn_max_u64(t->rtx_since + t->user_timeout_ms * MN_NS_PER_MS, e->now_ns + 1));
+        at = mn_min_u64(at,
+                        mn_max_u64(r2_since(t) + t->user_timeout_ms * MN_NS_PER_MS, e->now_ns + 1));
     }
     mn_tcp_timer_set(e, t, &t->rtx_at, at);
 }
@@ -138,7 +144,7 @@ static bool rtx_fire(struct mn_engine *e, struct mn_tcb *t)
     if (t->snd_una == t->snd_nxt) {
         return true;
     }
-    if (r2_over(e, t, t->snd_wnd == 0 ? mn_max_u64(t->rtx_since, t->last_rx_ns) : t->rtx_since)) {
+    if (r2_over(e, t, r2_since(t))) {
         e->stats.tcp_timeouts++;
         mn_tcp_drop(e, t, ETIMEDOUT);
         return false;
