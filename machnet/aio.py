@@ -67,7 +67,7 @@ class Channel:
     def _wake(self) -> None:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
-            if not waiter.done():
+            if not waiter.done() and not self._loop.is_closed():
                 waiter.set_result(None)
 
     async def _until(self, attempt: Callable[[], T | None], timeout: float | None, what: str) -> T:
@@ -109,24 +109,23 @@ class Channel:
             FlowError: The flow has ended.
             OSError: ``EMSGSIZE``: it can never fit.
         """
-        rest = memoryview(data).cast("B")
+        # The views are let go of when this ends, by an error too: its traceback would keep them.
+        with memoryview(data) as given, given.cast("B") as view:
+            size, done = len(view), 0
 
-        def attempt() -> bool | None:
-            nonlocal rest
-            taken = self.channel._try_send(flow, rest)
-            if taken is None:
-                return None
-            rest = rest[taken:]
-            return True if not rest else None
+            def attempt() -> bool | None:
+                nonlocal done
+                while True:
+                    with view[done:] as rest:
+                        taken = self.channel._try_send(flow, rest)
+                    if taken is None:
+                        return None
+                    done += taken
+                    if done == size:
+                        return True
 
-        while flow.protocol == "stream" and len(rest) > 0:
-            taken = self.channel._try_send(flow, rest)
-            if taken is None:
-                break
-            rest = rest[taken:]
-        if flow.protocol != "stream" or len(rest) > 0:
             await self._until(attempt, timeout, f"send on {flow}")
-        return len(data)
+        return size
 
     async def connect(
         self,

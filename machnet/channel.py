@@ -240,18 +240,25 @@ class Channel(ChannelBase):
         return taken
 
     def _try_send(self, flow: Flow, data: bytes | bytearray | memoryview) -> int | None:
-        raw = data if isinstance(data, bytes) else ffi.from_buffer(data)
-        length = len(raw)
-        if flow.protocol == "stream":
-            rc = lib.mn_chan_stream_send(self._native, flow.id, raw, length, 0)
+        if isinstance(data, bytes):
+            length = len(data)
+            rc = self._put(flow, data, length)
         else:
-            rc = _send(self._native, flow.id, raw, length)
-            rc = length if rc == 0 else rc
+            # Let go before an error is raised: its traceback would keep the caller's buffer pinned.
+            with ffi.from_buffer(data) as raw:
+                length = len(raw)
+                rc = self._put(flow, raw, length)
         if rc >= 0:
-            return int(rc)
+            return rc
         if rc != _EAGAIN:
             self._send_failed(rc, flow, length)
         return None
+
+    def _put(self, flow: Flow, raw: Any, length: int) -> int:
+        if flow.protocol == "stream":
+            return int(lib.mn_chan_stream_send(self._native, flow.id, raw, length, 0))
+        rc = int(_send(self._native, flow.id, raw, length))
+        return length if rc == 0 else rc
 
     def _send_failed(self, rc: int, flow: Flow, length: int) -> None:
         if rc == -errno.EMSGSIZE:

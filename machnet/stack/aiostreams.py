@@ -22,6 +22,8 @@ __all__ = ["Hub", "Server", "StreamTransport", "connect_transport", "hub_of"]
 _READ_BYTES = 65536
 #: Reads of one transport before the others have their turn.
 _READS_PER_TURN = 8
+#: Bytes that one call offers to the engine.
+_WRITE_BYTES = 1 << 20
 _HIGH_WATER_BYTES = 65536
 
 
@@ -112,7 +114,7 @@ class Hub:
         for transport in list(self.transports.values()):
             transport._abandon()
         for future in self.connects.values():
-            if not future.done():
+            if not future.done() and not self.loop.is_closed():
                 future.set_exception(os_error(errno.ECONNABORTED, "the stack was closed"))
         self.connects.clear()
         for server in list(self.servers):
@@ -286,29 +288,36 @@ class StreamTransport(asyncio.Transport):
         if self._lost or not data:
             return
         if not self._buffer:
-            taken = self._send(data)
-            if taken is None or taken == len(data):
+            taken, error = self._put(data)
+            if error is not None:
+                self._force_close(error)
                 return
-            data = memoryview(data).cast("B")[taken:]
-        self._buffer += data
+            with memoryview(data) as given, given.cast("B") as view, view[taken:] as rest:
+                self._buffer += rest
+        else:
+            self._buffer += data
         self._pause_protocol()
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
         """Send several pieces as one."""
         self.write(b"".join(list_of_data))
 
-    def _send(self, data: bytes | bytearray | memoryview) -> int | None:
-        """Bytes taken; None: the connection is lost."""
+    def _put(self, data: bytes | bytearray | memoryview) -> tuple[int, Exception | None]:
+        """Bytes taken, and why the connection is lost, if it is."""
         try:
-            return self._channel._try_send(self.flow, data) or 0
+            return self._channel._try_send(self.flow, data) or 0, None
         except ConnectionError as error:
-            self._force_close(error)
-            return None
+            # The traceback's frames have the data, and with it perhaps a view of our own buffer.
+            return 0, error.with_traceback(None)
 
     def _write_ready(self) -> None:
         while self._buffer and not self._lost:
-            with memoryview(self._buffer) as view:
-                taken = self._send(view[:1048576])
+            # No view may be left when the connection is lost: the buffer is emptied then.
+            with memoryview(self._buffer) as view, view[:_WRITE_BYTES] as part:
+                taken, error = self._put(part)
+            if error is not None:
+                self._force_close(error)
+                return
             if not taken:
                 break
             del self._buffer[:taken]
@@ -402,7 +411,8 @@ class StreamTransport(asyncio.Transport):
         self._hub.remove(self)
         if not self._channel.closed:
             self.flow.close(linger)
-        self._loop.call_soon(self._call_connection_lost, error)
+        if not self._loop.is_closed():  # else there is nobody left who could be told
+            self._loop.call_soon(self._call_connection_lost, error)
 
     def _call_connection_lost(self, error: Exception | None) -> None:
         try:
@@ -513,6 +523,8 @@ class Server(asyncio.AbstractServer):
         self._hub.servers.remove(self)
         if not self._hub.channel.closed:
             listener.close()
+        if self._hub.loop.is_closed():
+            return
         if self._forever is not None and not self._forever.done():
             self._forever.cancel()
         self._wake()

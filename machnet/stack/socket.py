@@ -210,13 +210,20 @@ class Socket(SocketOptions):
         flow = self._connected("send", flags & ~known)
         if self._write_shut or self._failed:
             raise os_error(errno.EPIPE, "send")
-        raw = data if isinstance(data, bytes) else ffi.from_buffer(data)
         options = (lib.MN_APP_MORE if flags & posix.MSG_MORE else 0) | (
             lib.MN_APP_URG if flags & posix.MSG_OOB else 0
         )
+        if isinstance(data, bytes):
+            return self._put(flow, data, options)
+        # Let go before an error leaves here: its traceback would keep the caller's buffer pinned.
+        with ffi.from_buffer(data) as raw:
+            return self._put(flow, raw, options)
+
+    def _put(self, flow: Flow, raw: Any, options: int) -> int:
+        length = len(raw)
         return self._try(
             "send",
-            lambda: lib.mn_chan_stream_send(self._native, flow.id, raw, len(raw), options),
+            lambda: lib.mn_chan_stream_send(self._native, flow.id, raw, length, options),
         )
 
     def recv(self, size: int, flags: int = 0) -> bytes:
