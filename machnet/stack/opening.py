@@ -26,6 +26,9 @@ __all__ = [
     "set_secret",
 ]
 
+#: An IPv4 header without options and the longest TCP header: a packet has them beside its payload.
+_MTU_BESIDE_MSS = 20 + 60
+
 
 class StackCore:
     """What must be closed in order when a stack goes: the engine, then its NICs."""
@@ -100,6 +103,12 @@ def open_native(config: Any, nic: Nic, clock: Clock) -> Any:
         raise MemoryError("no address space for an engine of these limits")
     if rc == -errno.EBUSY:
         raise ConcurrentUseError("the stacks of this clock are being stepped by another thread")
+    least = _MTU_BESIDE_MSS + config.mss_min_bytes
+    if rc == -errno.EINVAL and nic.mtu < least:
+        raise ValueError(
+            f"mtu: {nic.mtu} bytes on {nic} are too few: TCP wants at least {least} (the longest "
+            f"headers and mss_min_bytes, {config.mss_min_bytes})"
+        )
     if rc < 0:
         raise os_error(-rc, "opening the engine")
     native = ffi.gc(out[0], lib.mn_stack_free)

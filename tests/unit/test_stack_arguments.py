@@ -69,6 +69,14 @@ def test_a_nic_string_that_cannot_be_opened_is_explained(nic, text):
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(("settings", "least"), [({}, 168), ({"mss_min_bytes": 536}, 616)])
+def test_an_mtu_that_is_too_small_for_tcp_is_named(settings, least):
+    with machnet.Stack(Wire(mtu=least), ip="10.0.0.2/24", **settings) as stack:
+        assert stack.mtu == least
+    with pytest.raises(ValueError, match=rf"mtu: {least - 1} .* at least {least}"):
+        machnet.Stack(Wire(mtu=least - 1), ip="10.0.0.2/24", **settings)
+
+
 def test_a_nic_string_opens_a_wire():
     with machnet.Stack("wire:w0", ip="10.0.0.2", mtu=9000) as stack:
         assert (stack.ip, stack.prefix, stack.mtu, stack.gateway) == ("10.0.0.2", 24, 9000, None)
