@@ -111,7 +111,7 @@ def unwanted(package: Path) -> list[str]:
             if path.name == "__pycache__" or not any(path.rglob("*.py")):
                 names.append(f"{relative}/")
         elif path == Path(__file__).resolve() or not (
-            path.suffix == ".py" or path.name == "py.typed"
+            path.suffix in {".py", ".pyi"} or path.name == "py.typed"
         ):
             names.append(str(relative))
     return names

@@ -49,8 +49,8 @@ def test_the_wheel_has_every_python_file_and_nothing_else_of_the_sources(repo: P
     expected = {
         str(path.relative_to(repo))
         for package in ("machnet", "pytest_machnet")
-        for path in (repo / package).rglob("*.py")
-        if path.name != "native_build.py"
+        for path in (repo / package).rglob("*.py*")
+        if path.suffix in {".py", ".pyi"} and path.name != "native_build.py"
     }
     expected |= {"machnet/py.typed", "machnet/_native.abi3.so"}
     packages = {name for name in installed if name.startswith(("machnet/", "pytest_machnet/"))}
