@@ -88,7 +88,7 @@ class ChannelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     tx_bufs: Annotated[int, Meta(ge=16, le=1 << 20, description="buffers for sending")] = 8192
     rx_bufs: Annotated[int, Meta(ge=16, le=1 << 20, description="buffers for receiving")] = 8192
     flows_max: Annotated[int, Meta(ge=1, le=65535, description="flows at once")] = 4096
-    ctl_slots: Annotated[int, Meta(ge=16, le=4096, description="slots of the control rings, a power of two")] = 256
+    ctl_slots: Annotated[int, Meta(ge=16, le=4096, description="slots of the control rings, a power of two: bounds connects under way and accepted flows not yet seen")] = 2048
     # fmt: on
 
 

@@ -290,8 +290,8 @@ static bool arp_sender_ok(const struct mn_engine *e, const struct mn_arp *arp)
 
 static void arp_contradicts(struct mn_engine *e, struct mn_nbr *n, const struct mn_arp *arp)
 {
+    e->stats.drop_arp_unsolicited++;
     if (memcmp(n->mac, arp->sender_mac, 6) != 0) {
-        e->stats.drop_arp_unsolicited++;
         mn_nbr_suspect(e, (uint32_t)(n - e->nbrs));
     }
 }
@@ -299,6 +299,7 @@ static void arp_contradicts(struct mn_engine *e, struct mn_nbr *n, const struct 
 static void arp_request_rx(struct mn_engine *e, const struct mn_arp *arp)
 {
     if (arp->target_ip != e->cfg.ip) {
+        e->stats.drop_arp_other++;
         return;
     }
     arp_send(e, MN_ARP_REPLY, arp->sender_mac, arp->sender_mac, arp->sender_ip);
@@ -313,7 +314,7 @@ static void arp_request_rx(struct mn_engine *e, const struct mn_arp *arp)
     struct mn_nbr *n = &e->nbrs[i];
     if (n->state == MN_NBR_INCOMPLETE || n->state == MN_NBR_FAILED) {
         nbr_learn(e, n, arp->sender_mac, false);
-    } else if (n->state != MN_NBR_STATIC) {
+    } else if (n->state != MN_NBR_STATIC && memcmp(n->mac, arp->sender_mac, 6) != 0) {
         arp_contradicts(e, n, arp);
     }
 }

@@ -23,6 +23,7 @@
     X(drop_ip_dst, "IPv4 destination that is not ours")                                            \
     X(drop_ip_proto, "IPv4 protocol that is not served")                                           \
     X(drop_arp_bad, "ARP packet malformed or not Ethernet/IPv4")                                   \
+    X(drop_arp_other, "ARP request for another host")                                              \
     X(drop_arp_unsolicited, "ARP mapping nobody asked for, not learnt")                            \
     X(drop_arp_queue, "packets dropped while their neighbour was being resolved")                  \
     X(drop_arp_full, "no room in the neighbour table")                                             \
