@@ -6,9 +6,36 @@
  */
 #include "fz_host.h"
 
+/* No connection any more, but bytes that its user has still to take. */
+static bool is_zombie(const struct mn_tcb *t)
+{
+    return t->state == MN_TCP_CLOSED && t->user != NULL && (t->flags & MN_TF_ZOMBIE) != 0;
+}
+
+/* What was acknowledged and not yet taken is there, and all of it. */
+static void check_held(const struct mn_engine *e, const struct mn_tcb *t)
+{
+    uint32_t end = t->rcv_nxt - ((t->flags & MN_TF_FIN_RCVD) != 0);
+
+    if (t->user == NULL || (t->flags & MN_TF_ORPHAN) != 0 ||
+        (t->state != MN_TCP_CLOSED && t->state < MN_TCP_ESTABLISHED)) {
+        return;
+    }
+    FZ_CHECK(mn_seq_le(t->usr_nxt, end) && end - t->usr_nxt == mn_tcp_held(t));
+    if (end == t->usr_nxt) {
+        FZ_CHECK(!is_zombie(t));
+        return;
+    }
+    FZ_CHECK(t->ooo_head != MN_NIL);
+    const struct mn_range *r = &e->ranges[t->ooo_head];
+    FZ_CHECK(mn_seq_le(r->left, t->usr_nxt) && r->right == end);
+}
+
 static void check_ranges(const struct mn_engine *e, const struct mn_tcb *t, uint32_t *blocks)
 {
     uint32_t n = 0, bytes = 0, before = 0;
+
+    check_held(e, t);
 
     for (uint32_t i = t->ooo_head; i != MN_NIL; i = e->ranges[i].next) {
         const struct mn_range *r = &e->ranges[i];
@@ -17,7 +44,8 @@ static void check_ranges(const struct mn_engine *e, const struct mn_tcb *t, uint
         FZ_CHECK(i < e->range_pool.high && n < e->cfg.ooo_ranges_max);
         FZ_CHECK(mn_seq_lt(r->left, r->right));
         FZ_CHECK(n == 0 || mn_seq_lt(before, r->left)); /* touching ones are joined */
-        FZ_CHECK(mn_seq_gt(r->right, t->rcv_nxt) && mn_seq_le(r->right, t->rcv_adv));
+        FZ_CHECK(mn_seq_gt(r->right, t->usr_nxt) && mn_seq_le(r->right, t->rcv_adv));
+        FZ_CHECK(n == 0 || mn_seq_gt(r->left, t->rcv_nxt));
         for (uint32_t b = r->first_blk; b != MN_NIL; b = e->blocks[b].next) {
             FZ_CHECK(b < e->block_pool.high);
             FZ_CHECK(e->blocks[b].off + e->blocks[b].len <= MN_OOO_BLOCK_BYTES);
@@ -151,7 +179,7 @@ static void check_tcbs(struct mn_engine *e, struct totals *n)
         const struct mn_tcb *t = mn_tcb_at(e, i);
         uint32_t last_hit = e->last_hit;
 
-        if (t->state == MN_TCP_CLOSED) {
+        if (t->state == MN_TCP_CLOSED && !is_zombie(t)) {
             FZ_CHECK(!mn_timer_armed(&t->timer) && (t->flags & MN_TF_DIRTY) == 0);
             continue;
         }
@@ -162,18 +190,21 @@ static void check_tcbs(struct mn_engine *e, struct totals *n)
         n->time_wait += t->state == MN_TCP_TIME_WAIT;
         n->timers += mn_timer_armed(&t->timer);
         n->dirty += (t->flags & MN_TF_DIRTY) != 0;
-        check_seq(t);
         check_ranges(e, t, &n->blocks);
         check_sack(e, t);
-        check_waits(t);
         check_owner(e, t);
+        if (is_zombie(t)) {
+            continue;
+        }
+        check_seq(t);
+        check_waits(t);
         FZ_CHECK(mn_flow_find(e, t->laddr, t->lport, t->raddr, t->rport) == t);
         e->last_hit = last_hit;
     }
 }
 
 struct lane_totals {
-    uint32_t used, reserved, asm_bufs, tx_owned, pending;
+    uint32_t used, reserved, asm_bufs, tx_owned, connecting;
 };
 
 static void check_slot(const struct mn_engine *e, const struct mn_lane *l, const struct mn_slot *s,
@@ -186,7 +217,7 @@ static void check_slot(const struct mn_engine *e, const struct mn_lane *l, const
     }
     n->used++;
     n->reserved += s->reserved_bufs;
-    n->pending += (s->flags & MN_SF_PENDING) != 0;
+    n->connecting += (s->flags & MN_SF_CONNECTING) != 0;
     for (uint32_t b = s->asm_first; b != MN_NIL; b = l->rxbufs[b].next) {
         FZ_CHECK(b < l->rx_high && !l->rxbufs[b].shared && n->asm_bufs < l->geo.rx_bufs);
         FZ_CHECK(l->rxbufs[b].len <= l->geo.buf_bytes);
@@ -204,8 +235,8 @@ static void check_slot(const struct mn_engine *e, const struct mn_lane *l, const
         FZ_CHECK((s->flags & (MN_SF_BLOCKED | MN_SF_WAIT_LARGE | MN_SF_HAS_LARGE)) == 0);
     } else {
         FZ_CHECK(s->state == MN_SLOT_LIVE && s->tcb < e->tcb_pool.high);
-        FZ_CHECK(mn_tcb_at(e, s->tcb)->state != MN_TCP_CLOSED);
-        FZ_CHECK(mn_tcb_at(e, s->tcb)->user != NULL);
+        const struct mn_tcb *t = mn_tcb_at(e, s->tcb);
+        FZ_CHECK(t->user != NULL && (t->state != MN_TCP_CLOSED || is_zombie(t)));
     }
 }
 
@@ -233,7 +264,7 @@ static void check_lane(const struct mn_engine *e, const struct mn_lane *l, struc
         check_slot(e, l, &l->slots[i], &n);
     }
     FZ_CHECK(n.used == l->slots_used && l->slot_n_free + n.used == l->slot_high);
-    FZ_CHECK(n.reserved == l->rx_claimed);
+    FZ_CHECK(n.reserved == l->rx_claimed && n.connecting == l->owed);
     for (uint32_t i = 0; i < l->rx_high; i++) {
         shared += l->rxbufs[i].shared != 0;
     }
@@ -281,6 +312,21 @@ static void check_listeners(const struct mn_engine *e)
     FZ_CHECK(live == mn_pool_used(&e->listener_pool));
 }
 
+static uint32_t list_length(const struct mn_engine *e, const struct mn_age_list *q,
+                            enum mn_tcp_state state)
+{
+    uint32_t n = 0, prev = MN_NIL;
+
+    for (uint32_t i = q->head; i != MN_NIL; i = mn_tcb_at(e, i)->age_next) {
+        FZ_CHECK(n < e->tcb_pool.high && mn_tcb_at(e, i)->state == state);
+        FZ_CHECK(mn_tcb_at(e, i)->age_prev == prev);
+        prev = i;
+        n++;
+    }
+    FZ_CHECK(q->tail == prev);
+    return n;
+}
+
 static void check_neighbors(const struct mn_engine *e, struct totals *sum)
 {
     uint32_t used = 0;
@@ -322,6 +368,8 @@ void fz_check_engine(const struct mn_engine *engine)
     FZ_CHECK(dirty == n.dirty && (dirty == 0 || mn_engine_deadline(e) < MN_NEVER));
     FZ_CHECK(n.tcbs == mn_pool_used(&e->tcb_pool));
     FZ_CHECK(n.half_open == e->half_open && n.time_wait == e->time_wait);
+    FZ_CHECK(list_length(e, &e->half_open_age, MN_TCP_SYN_RECEIVED) == n.half_open);
+    FZ_CHECK(list_length(e, &e->time_wait_age, MN_TCP_TIME_WAIT) == n.time_wait);
     FZ_CHECK(n.blocks == mn_pool_used(&e->block_pool) && n.ooo == e->ooo_ranges_used);
     FZ_CHECK(n.ooo + n.sack == mn_pool_used(&e->range_pool));
     FZ_CHECK(n.timers == e->wheel.armed);

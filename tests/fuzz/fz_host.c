@@ -13,10 +13,11 @@ static void print_tcb(const struct fz_host *h, const struct mn_tcb *t)
 {
     fprintf(stderr,
             "  %u-%u state %u flags %x recovery %u: una +%u nxt +%u end +%u wnd %u cwnd %u mss %u, "
-            "rcv +%u adv +%u ooo %u, rtx %" PRId64 " wait %" PRId64 " user %d lane %u slot %u\n",
+            "rcv +%u (%u held) adv +%u ooo %u, rtx %" PRId64 " wait %" PRId64
+            " user %d lane %u slot %u\n",
             t->lport, t->rport, t->state, t->flags, t->recovery, t->snd_una - t->iss,
             t->snd_nxt - t->iss, t->snd_end - t->iss, t->snd_wnd, t->cc.cwnd, t->mss,
-            t->rcv_nxt - t->irs, t->rcv_adv - t->irs, t->ooo_bytes,
+            t->rcv_nxt - t->irs, mn_tcp_held(t), t->rcv_adv - t->irs, t->ooo_bytes,
             t->rtx_at == 0 ? -1 : (int64_t)(t->rtx_at - h->now_ns),
             t->wait_at == 0 ? -1 : (int64_t)(t->wait_at - h->now_ns), t->user != NULL, t->lane,
             t->slot);
@@ -49,7 +50,7 @@ static void print_hosts(void)
         fprintf(stderr, "engine of %08x at %" PRIu64 " ns, deadline %" PRIu64 ":\n", h->cfg.ip,
                 h->now_ns, mn_engine_deadline(h->e));
         for (uint32_t i = 0; i < h->e->tcb_pool.high; i++) {
-            if (mn_tcb_at(h->e, i)->state != MN_TCP_CLOSED) {
+            if (mn_tcb_at(h->e, i)->state != MN_TCP_CLOSED || mn_tcb_at(h->e, i)->user != NULL) {
                 print_tcb(h, mn_tcb_at(h->e, i));
             }
         }

@@ -162,6 +162,18 @@ def engine_seeds() -> dict[str, bytes]:
         + app(RECEIVE, 255) * 4
         + time(S1)
     )
+    unread = bytes([NIC, 3 | 1 << 2]) + passive() + seg(DATA, 0, 0, 250) * 8
+    for name, end in {
+        "fin": seg(FIN),
+        "rst": seg(RST, 0, 0, 1, 0),
+        "close": app(CLOSE, 0, 0),
+    }.items():
+        body[f"unread_{name}"] = (
+            unread + end + time(S3) + app(RECEIVE, 200) * 5 + time(S30) + app(RECEIVE, 255) * 3
+        )
+    body["unread_time_wait"] = (
+        unread + app(SHUTDOWN, 0) + seg(ACK) + seg(FIN) + time(S30) + app(RECEIVE, 255) * 8
+    )
     body["urgent"] = (
         passive()
         + seg(URGENT, 0, 0, 40, 20)
