@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import machnet
 from machnet.sim.kernel_host import KernelHost
 
 KERNEL_IP, MACHNET_IP = "10.0.0.1", "10.0.0.2"
@@ -137,8 +139,13 @@ class _Child:
     ) -> None:
         command = [sys.executable, "-m", _MODULES[kind], "--json", "--verify", *flags]
         with _pinned(cpu):
+            # -m looks into the working directory first: not into a checkout, when this is a wheel.
             self._process: subprocess.Popen[bytes] = host.popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=fds
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=fds,
+                cwd=Path(machnet.__file__).resolve().parent.parent,
             )
         self._said = b""
 

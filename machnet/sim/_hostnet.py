@@ -27,6 +27,7 @@ LINK_UP_TIMEOUT_S = 5.0
 
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
+_IFF_NAPI = 0x0010
 _IFF_VNET_HDR = 0x4000
 _IFF_RUNNING = 0x40
 _SIOCGIFFLAGS = 0x8913
@@ -90,7 +91,8 @@ class HostNetwork(HostCore):
         address = ipaddress.IPv4Interface(kernel_ip) if kernel_ip is not None else None
         if vnet_hdr_bytes not in _VNET_HDR_BYTES:
             raise ValueError(f"a vnet header has 10 or 12 bytes, not {vnet_hdr_bytes}")
-        flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if vnet_hdr else 0)
+        # IFF_NAPI: no interrupt every 32 frames to free them, and so no tail of 20 us.
+        flags = _IFF_TAP | _IFF_NO_PI | _IFF_NAPI | (_IFF_VNET_HDR if vnet_hdr else 0)
         header_bytes = vnet_hdr_bytes if vnet_hdr else 0
         _, (fd,) = self._request("tap", name, flags, header_bytes, offloads, fds=1)
         try:

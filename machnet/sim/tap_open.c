@@ -63,7 +63,9 @@ static int attach(int fd, const char *name, int flags)
  * number of queues, which is fixed when a device is made. */
 static int open_by_name(const char *name, struct mn_tap_dev *dev, const struct mn_tap_err *err)
 {
-    int base = IFF_TAP | IFF_NO_PI, rc;
+    /* With IFF_NAPI the kernel frees what we sent at once; without it, every 32 frames, with an
+     * interrupt to the other core: a tail of 20 us. */
+    int base = IFF_TAP | IFF_NO_PI | IFF_NAPI, rc;
 
     if (!name_ok(name)) {
         return mn_tap_fail(err, -EINVAL,

@@ -208,7 +208,9 @@ uint32_t mn_engine_poll(struct mn_engine *e, uint64_t now_ns)
 
     e->now_ns = mn_max_u64(e->now_ns, now_ns);
     e->work_left = false;
-    done = receive(e);
+    done = 0;
+    /* What applications have written goes out before the NIC is asked for more: an empty answer of
+     * a device may take as long as sending. */
     for (uint32_t i = 0; i < e->n_lanes; i++) {
         struct mn_lane *l = e->lanes[(e->lane_turn + i) % e->n_lanes];
 
@@ -218,6 +220,11 @@ uint32_t mn_engine_poll(struct mn_engine *e, uint64_t now_ns)
         }
     }
     e->lane_turn++;
+    if (e->dirty_head != MN_NIL) {
+        run_output(e);
+        mn_tx_flush(e);
+    }
+    done += receive(e);
     done += run_timers(e);
     run_output(e);
     for (uint32_t i = 0; i < e->n_lanes; i++) {

@@ -95,8 +95,9 @@ static void recovery_progress(struct mn_engine *e, struct mn_tcb *t, uint32_t ac
         return;
     default:
         t->dupacks = 0;
-        /* Slow start from one segment: what went out again is all that counts as in flight. */
-        t->cc.ops->on_ack(&t->cc, acked, t->cc.cwnd, e->now_ns);
+        /* Slow start from one segment: what went out again is all that counts as in flight; one
+         * segment at most for each acknowledgement (RFC 3465 2.3). */
+        t->cc.ops->on_ack(&t->cc, mn_min_u32(acked, t->mss), t->cc.cwnd, e->now_ns);
         if (mn_seq_ge(t->snd_una, t->recover)) {
             t->recovery = MN_REC_OPEN;
         }

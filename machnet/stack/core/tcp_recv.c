@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Data in. What is in order goes to the user at once; what is ahead, or what the user has no room
- * for, waits in ranges of private blocks. Bytes received first win over later copies. Nothing of
- * that is acknowledged, so any of it may be dropped for room.
+ * for, waits in ranges of private blocks. Bytes received first win over later copies. What waits in
+ * order is acknowledged and kept; what is ahead is not, and may be dropped for room.
  */
 #include "engine_int.h"
 
