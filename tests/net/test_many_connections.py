@@ -277,12 +277,17 @@ class TestAtOnce:
 
 def drained(channel: Channel) -> bool:
     """Take in all that is there; whether nothing can come any more."""
-    while True:
-        try:
-            if channel.try_recv() is None:
-                return not channel.flows()
-        except ConnectionError:
-            continue
+    while took(channel):
+        pass
+    return not channel.flows()
+
+
+def took(channel: Channel) -> bool:
+    """Whether there was a message or the end of a flow."""
+    try:
+        return channel.try_recv() is not None
+    except ConnectionError:
+        return True
 
 
 def recv_or_none(channel: Channel) -> Any:
