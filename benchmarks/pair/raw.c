@@ -119,11 +119,19 @@ static void raw_event(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_event e
     }
 }
 
+static bool raw_wants(struct mn_engine *e, const struct mn_tcb *t, uint32_t held)
+{
+    (void)e;
+    (void)t;
+    return held > 0;
+}
+
 static const struct mn_tcp_user raw_user = {.rx = raw_rx,
                                             .rx_space = raw_space,
                                             .tx_copy = raw_copy,
                                             .tx_acked = raw_acked,
-                                            .event = raw_event};
+                                            .event = raw_event,
+                                            .wants = raw_wants};
 
 /* Both ends connect at once: a simultaneous open needs no listener. */
 static void raw_open(struct pair *p)

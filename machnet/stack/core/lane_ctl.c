@@ -242,12 +242,29 @@ static void flow_event(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_event 
     }
 }
 
+/* The rest of a message that can never be complete is of no use. */
+static bool framed_wants(struct mn_engine *e, const struct mn_tcb *t, uint32_t held)
+{
+    const struct mn_slot *s = &e->lanes[t->lane]->slots[t->slot];
+
+    return (s->flags & MN_SF_IN_MSG) == 0 ? held + s->prefix_have >= MN_FRAME_PREFIX
+                                          : held >= s->msg_len - s->msg_have;
+}
+
+static bool stream_wants(struct mn_engine *e, const struct mn_tcb *t, uint32_t held)
+{
+    (void)e;
+    (void)t;
+    return held > 0;
+}
+
 const struct mn_tcp_user mn_user_framed = {
     .rx = mn_framing_rx,
     .rx_space = mn_lane_rx_space,
     .tx_copy = mn_lane_tx_copy,
     .tx_acked = mn_lane_tx_acked,
     .event = flow_event,
+    .wants = framed_wants,
 };
 
 const struct mn_tcp_user mn_user_stream = {
@@ -256,6 +273,7 @@ const struct mn_tcp_user mn_user_stream = {
     .tx_copy = mn_lane_tx_copy,
     .tx_acked = mn_lane_tx_acked,
     .event = flow_event,
+    .wants = stream_wants,
 };
 
 static void bind_slot(struct mn_engine *e, struct mn_lane *l, uint32_t slot, struct mn_tcb *t)

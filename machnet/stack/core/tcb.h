@@ -42,6 +42,9 @@ struct mn_tcp_user {
     /* The first `len` bytes behind the old snd_una are acknowledged. */
     void (*tx_acked)(struct mn_engine *e, struct mn_tcb *t, uint32_t len);
     void (*event)(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_event ev, int err);
+    /* The connection is over and `held` bytes are left: can the user still do something with them?
+     */
+    bool (*wants)(struct mn_engine *e, const struct mn_tcb *t, uint32_t held);
 };
 
 enum mn_recovery {

@@ -163,6 +163,13 @@ void mn_tcb_free(struct mn_engine *e, struct mn_tcb *t)
     mn_pool_put(&e->tcb_pool, mn_tcb_index(e, t));
 }
 
+static bool is_wanted(struct mn_engine *e, const struct mn_tcb *t)
+{
+    uint32_t held = mn_tcp_held(t);
+
+    return held > 0 && t->user->wants(e, t, held);
+}
+
 /*
  * The connection has ended, but its user has still to take what was acknowledged (DESIGN.md, rule
  * 5): all that is left of it are these bytes and why it ended. mn_tcp_space goes on once there is
@@ -187,7 +194,7 @@ void mn_tcp_drop(struct mn_engine *e, struct mn_tcb *t, int err)
 {
     const struct mn_tcp_user *user = t->user;
 
-    if (user != NULL && mn_tcp_held(t) > 0 && (t->flags & (MN_TF_ORPHAN | MN_TF_DOOMED)) == 0) {
+    if (user != NULL && is_wanted(e, t) && (t->flags & (MN_TF_ORPHAN | MN_TF_DOOMED)) == 0) {
         zombify(e, t, err);
         return;
     }
@@ -499,7 +506,7 @@ void mn_tcp_space(struct mn_engine *e, struct mn_tcb *t)
         known = t->rcv_adv - t->rcv_nxt;
     }
     if (MN_UNLIKELY((t->flags & MN_TF_ZOMBIE) != 0)) {
-        if (mn_tcp_held(t) == 0) {
+        if (!is_wanted(e, t)) {
             mn_tcp_drop(e, t, t->doom_err);
         }
         return;

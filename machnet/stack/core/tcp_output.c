@@ -94,12 +94,22 @@ void mn_tcp_reply_rst(struct mn_engine *e, const struct mn_seg *s)
     }
 }
 
+/* Where a segment without data stands: at snd_nxt, but inside the window of a peer that has taken
+ * part of it back, which would not look at it otherwise. */
+static uint32_t ack_seq(const struct mn_tcb *t)
+{
+    if (t->state < MN_TCP_ESTABLISHED) {
+        return t->snd_nxt;
+    }
+    return mn_seq_min(t->snd_nxt, t->snd_una + t->snd_wnd);
+}
+
 void mn_tcp_send_rst(struct mn_engine *e, struct mn_tcb *t)
 {
     struct mn_seg s = {.src = t->raddr, .dst = t->laddr, .sport = t->rport, .dport = t->lport};
 
     e->stats.tcp_resets_sent++;
-    send_bare(e, &s, t->snd_nxt, t->rcv_nxt, MN_TCP_RST | MN_TCP_ACK);
+    send_bare(e, &s, ack_seq(t), t->rcv_nxt, MN_TCP_RST | MN_TCP_ACK);
 }
 
 static void ack_is_sent(struct mn_tcb *t)
@@ -200,18 +210,9 @@ static bool send_segment(struct mn_engine *e, struct mn_tcb *t, uint32_t seq, ui
     return true;
 }
 
-/* Where a segment without data stands: at snd_nxt, but inside the window of a peer that has taken
- * part of it back, which would not look at it otherwise. */
-static uint32_t ack_seq(const struct mn_tcb *t)
-{
-    return mn_seq_min(t->snd_nxt, t->snd_una + t->snd_wnd);
-}
-
 void mn_tcp_send_ack(struct mn_engine *e, struct mn_tcb *t)
 {
-    uint32_t seq = t->state >= MN_TCP_ESTABLISHED ? ack_seq(t) : t->snd_nxt;
-
-    if (!send_segment(e, t, seq, 0, MN_TCP_ACK)) {
+    if (!send_segment(e, t, ack_seq(t), 0, MN_TCP_ACK)) {
         mn_tcp_timer_set(e, t, &t->delack_at, e->now_ns + MN_NS_PER_MS); /* try again soon */
         t->flags &= ~MN_TF_ACK_NOW;
     }
