@@ -143,5 +143,23 @@ def pair_command(
     console.print(f"cache-line round trip: {trips['before']} ns before, {trips['after']} ns after")
 
 
+@main.command(name="idle")
+@click.option("--mode", default="framed", type=click.Choice(pair.MODES), help="Which interface.")
+@click.option("--cycles", default=200, type=click.IntRange(1, 20_000), help="Opened and closed.")
+def idle_command(mode: str, cycles: int) -> None:
+    """What a message, and opening and closing, cost beside up to 100,000 idle connections."""
+    program = pair.build(march="haswell")
+    rows = []
+    for idle in (0, 1000, 10_000, 100_000):
+        progress(f"idle: {idle} connections")
+        message, _ = pair.count_beside_idle(program, mode, idle)
+        cycle, _ = pair.count_beside_idle(program, mode, idle, cycles=cycles)
+        rows.append(
+            {"idle": idle, "instructions_per_msg": message, "instructions_per_open_close": cycle}
+        )
+    report = {"benchmark": "idle", "mode": mode, "memory": pair.memory_per_connection(program)}
+    print(json.dumps({**report, "results": rows}, indent=1))
+
+
 if __name__ == "__main__":
     main()

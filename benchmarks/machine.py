@@ -69,7 +69,9 @@ def cache_line_round_trip_ns(
     return float(answer["median_ns"])
 
 
-def instructions(argv: list[str], timeout_s: float = 300.0) -> tuple[int, str]:
+def instructions(
+    argv: list[str], timeout_s: float = 300.0, *, within: str | None = None
+) -> tuple[int, str]:
     """Run a command under callgrind, children not included.
 
     valgrind 3.19 knows no AVX-512: give it a program that was built without.
@@ -77,6 +79,7 @@ def instructions(argv: list[str], timeout_s: float = 300.0) -> tuple[int, str]:
     Args:
         argv: the command; it should do a fixed amount of work, in an order that no clock decides.
         timeout_s: end it after so many seconds.
+        within: count only within this function and what it calls; "*" stands for any letters.
 
     Returns:
         Instructions executed, from the program's start to its end, and what it printed. Take the
@@ -87,10 +90,11 @@ def instructions(argv: list[str], timeout_s: float = 300.0) -> tuple[int, str]:
     """
     if shutil.which("valgrind") is None:
         raise RuntimeError("instruction counts need valgrind (apt-get install valgrind)")
+    part = [] if within is None else [f"--toggle-collect={within}"]
     with tempfile.TemporaryDirectory() as scratch:
         profile = Path(scratch) / "callgrind.out"
         printed = run(
-            ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={profile}", *argv],
+            ["valgrind", "-q", "--tool=callgrind", f"--callgrind-out-file={profile}", *part, *argv],
             timeout_s=timeout_s,
         )
         found = re.search(r"^(?:summary|totals): (\d+)", profile.read_text(), re.MULTILINE)

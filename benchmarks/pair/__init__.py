@@ -23,6 +23,8 @@ MODES = ("raw", "framed")
 
 CALLGRIND_MSGS = (10_000, 30_000)
 
+IDLE_MSGS = 4000
+
 
 def sources() -> list[Path]:
     """Everything that the program is made of: the core, the wire NIC, and itself."""
@@ -105,3 +107,40 @@ def count_instructions(
         return (counts[1][0] - counts[0][0]) / (done[1] - done[0])
 
     return {mode: {row: count(mode, row) for row in rows} for mode in modes}
+
+
+def count_beside_idle(
+    program: Path, mode: str, idle: int, *, cycles: int | None = None
+) -> tuple[float, dict[str, Any]]:
+    """What one unit of work costs beside so many established connections on which nothing happens.
+
+    How these came to be is not counted, and their handshakes' timers have run out.
+
+    Args:
+        program: one built with `march="haswell"` or older.
+        mode: "raw" or "framed".
+        idle: connections.
+        cycles: None: the unit is a message of 64 bytes and its echo on one more connection; else
+            it is opening and closing one, so many in turn.
+
+    Returns:
+        Instructions per unit, of both sides, and the program's report.
+
+    Raises:
+        RuntimeError: no valgrind, or the run failed.
+    """
+    work = ["--messages", str(IDLE_MSGS)] if cycles is None else ["--cycles", str(cycles)]
+    argv = [str(program), "--mode", mode, *work, "--idle", str(idle)]
+    executed, printed = machine.instructions(argv, within="pair_counted*")
+    report = json.loads(printed)
+    return executed / report["msgs"], report
+
+
+def memory_per_connection(program: Path) -> dict[str, float]:
+    """Bytes that one more connection takes: of the engine, of its lane, and shared with its user.
+
+    Raises:
+        RuntimeError: the run failed.
+    """
+    sizes: dict[str, float] = json.loads(machine.run([str(program), "--memory"]))
+    return sizes

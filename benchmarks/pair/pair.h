@@ -12,6 +12,9 @@
 #define SERVER_IP 0x0a000002u
 #define PORT      7000u
 
+/* Of one lane; a flow number is 16 bits. */
+#define LANE_FLOWS_MAX 60000u
+
 struct work {
     uint32_t payload_bytes; /* of a message, without the framing prefix */
     uint32_t window_msgs;
@@ -25,6 +28,8 @@ struct pair {
     uint64_t now_ns;
     uint64_t msgs;   /* replies the client has had; of bulk, messages the server has read */
     uint64_t errors; /* messages that were not what was sent */
+    uint32_t idle;   /* further connections, on which nothing happens */
+    uint32_t cycles; /* connections to be opened and closed in turn */
 };
 
 /* How messages get in and out of a stack. */
@@ -32,6 +37,8 @@ struct mode {
     const char *name;
     void (*open)(struct pair *p);
     void (*step)(struct pair *p); /* both applications, once */
+    void (*open_idle)(struct pair *p);
+    void (*cycle)(struct pair *p); /* opens a connection and closes it */
 };
 
 extern const struct mode pair_raw, pair_framed;

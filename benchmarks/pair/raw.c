@@ -169,4 +169,84 @@ static void raw_step(struct pair *p)
     }
 }
 
-const struct mode pair_raw = {.name = "raw", .open = raw_open, .step = raw_step};
+/* Connections on which nothing happens. */
+static struct {
+    uint32_t up, closed;
+} idle;
+
+static uint32_t idle_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, uint32_t len)
+{
+    (void)e;
+    (void)t;
+    (void)p;
+    return len;
+}
+
+static void idle_event(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_event ev, int err)
+{
+    (void)err;
+    if (ev == MN_TCP_EV_CONNECTED) {
+        idle.up++;
+    } else if (ev == MN_TCP_EV_EOF && (t->flags & MN_TF_FIN_QUEUED) == 0) {
+        mn_tcp_shutdown(e, t);
+    } else if (ev == MN_TCP_EV_CLOSED) {
+        idle.closed++;
+    }
+}
+
+static const struct mn_tcp_user idle_user = {
+    .rx = idle_rx, .rx_space = raw_space, .event = idle_event, .wants = raw_wants};
+
+/* Both ends of connection n, by a simultaneous open; returns when it stands. */
+static void idle_connect(struct pair *p, uint32_t n, struct mn_tcb *t[2])
+{
+    uint16_t ports[2] = {(uint16_t)(10000 + n % 50000), (uint16_t)(10000 + n / 50000)};
+    uint32_t up = idle.up;
+
+    for (uint32_t i = 0; i < 2; i++) {
+        int err = mn_tcp_connect(p->engine[i], &t[i], 0, ports[i], i == 0 ? SERVER_IP : CLIENT_IP,
+                                 ports[1 - i], &idle_user, 0);
+
+        if (err != 0) {
+            pair_fail("idle connection", err);
+        }
+    }
+    for (uint32_t i = 0; i < 100 && idle.up < up + 2; i++) {
+        pair_poll(p);
+    }
+    if (idle.up < up + 2) {
+        pair_fail("idle connection", ETIMEDOUT);
+    }
+}
+
+static void raw_open_idle(struct pair *p)
+{
+    for (uint32_t n = 0; n < p->idle; n++) {
+        struct mn_tcb *t[2];
+
+        idle_connect(p, n, t);
+    }
+}
+
+/* The client closes first and is left in TIME-WAIT; the server answers with its own FIN. */
+static void raw_cycle(struct pair *p)
+{
+    uint32_t closed = idle.closed;
+    struct mn_tcb *t[2];
+
+    idle_connect(p, p->idle + (uint32_t)p->msgs, t);
+    mn_tcp_shutdown(p->engine[0], t[0]);
+    for (uint32_t i = 0; i < 100 && idle.closed == closed; i++) {
+        pair_poll(p);
+    }
+    if (idle.closed == closed) {
+        pair_fail("close", ETIMEDOUT);
+    }
+    p->msgs++;
+}
+
+const struct mode pair_raw = {.name = "raw",
+                              .open = raw_open,
+                              .step = raw_step,
+                              .open_idle = raw_open_idle,
+                              .cycle = raw_cycle};
