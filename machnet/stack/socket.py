@@ -241,10 +241,14 @@ class Socket(SocketOptions):
         if size < 0:
             raise ValueError(f"size: {size} is negative")
         flow = self._connected("recv", flags & ~(posix.MSG_PEEK | posix.MSG_DONTWAIT))
-        if size == 0 or self._failed:
+        if size == 0:
             return b""
         buf = ffi.new("char[]", min(size, 1 << 20))
         options = lib.MN_APP_PEEK if flags & posix.MSG_PEEK else 0
+        if self._failed:
+            # The error was told, but what came before it may still be here.
+            n = lib.mn_chan_stream_recv(self._native, flow.id, buf, len(buf), options)
+            return bytes(ffi.buffer(buf, max(n, 0)))
         try:
             n = self._try(
                 "recv",
@@ -302,7 +306,7 @@ class Socket(SocketOptions):
         if how not in {posix.SHUT_RD, posix.SHUT_WR, posix.SHUT_RDWR}:
             raise os_error(errno.EINVAL, "shutdown")
         self._update()
-        if self._flow is None or self._failed:
+        if self._flow is None or self._flow.error:
             raise os_error(errno.ENOTCONN, "shutdown")
         if how in {posix.SHUT_RD, posix.SHUT_RDWR}:
             self._read_shut = True
@@ -392,7 +396,7 @@ class Socket(SocketOptions):
         """
         self._open()
         self._update()
-        if self._flow is None or self._failed:
+        if self._flow is None or self._flow.error:
             raise os_error(errno.ENOTCONN, "getpeername")
         return self._flow.remote
 

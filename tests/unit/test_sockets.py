@@ -303,6 +303,45 @@ def test_a_reset_is_told_once(net):
     assert server.state == "CLOSED"
 
 
+def test_what_came_before_a_reset_is_read_after_it_was_told(net):
+    client, server = net.established()
+    server.send(b"ab")
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    net.a.advance(MS)
+    server.close()
+    net.a.advance(MS)
+    assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET
+    assert client.recv(1) == b"a"
+    assert client.recv(10) == b"b"
+    assert client.recv(10) == b""
+
+
+def test_after_a_reset_there_is_no_peer_told_or_not(net):
+    client, server = net.established()
+    assert client.getpeername() == (B, 80)
+    server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.close()
+    net.a.advance(MS)
+    with fails(errno.ENOTCONN):
+        client.getpeername()
+    with fails(errno.ECONNRESET):
+        client.recv(10)
+
+
+def test_shutdown_when_both_sides_have_closed(net):
+    client, server = net.established()
+    client.shutdown(socket.SHUT_WR)
+    client.shutdown(socket.SHUT_WR)  # half closed: nothing more to do
+    assert server.recv(10) == b""
+    assert server.getpeername() == client.getsockname()
+    server.shutdown(socket.SHUT_WR)
+    assert client.recv(10) == b""
+    net.a.advance(MS)
+    for end in (client, server):
+        with fails(errno.ENOTCONN):
+            end.shutdown(socket.SHUT_WR)
+
+
 def test_a_reset_is_told_by_send(net):
     client, server = net.established()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, (1, 0))
