@@ -14,6 +14,8 @@
 #define END_PASSES 20000u
 #define PEER_PORT  5000u
 #define ROUND_LEN  300u
+/* A full submit ring of 128 descriptors, three in each pass. */
+#define READ_PASSES 50u
 
 struct fuzz {
     struct fz_in in;
@@ -139,21 +141,42 @@ static uint32_t flow_id(struct fuzz *z, uint8_t b)
     }
 }
 
+/* What no state of the channel makes right: it must be the end of it, once it was read. */
+static void must_die(struct fuzz *z)
+{
+    const struct mn_lane *l = z->host.e->lanes[z->host.chans[BAD].lane];
+
+    for (uint32_t n = 0; n < READ_PASSES && l->dead == 0; n++) {
+        step(z);
+    }
+    FZ_CHECK(l->dead != 0);
+}
+
 static void push_desc(struct fuzz *z)
 {
     struct mn_ring_idx *idx = &shared(z)->submit;
     struct mn_desc *slots = (void *)lane_at(z, z->layout.submit_off);
     uint32_t tail = atomic_load(&idx->tail);
     uint8_t a = fz_u8(&z->in), b = fz_u8(&z->in);
-    static const uint32_t lens[] = {0, 1, 511, 512, 513, 1024, UINT32_MAX, 100};
+    uint32_t full = z->geo.buf_bytes;
+    const uint32_t lens[] = {0, 1, full - 1, full, full + 1, 2 * full, UINT32_MAX, 100};
 
-    slots[tail & (z->layout.msg_slots_tx - 1)] = (struct mn_desc){
+    struct mn_desc *d = &slots[tail & (z->layout.msg_slots_tx - 1)];
+
+    *d = (struct mn_desc){
         .buf = (a & 0x80) != 0 ? MN_BUF_NONE : a & 0x7f,
         .len = lens[b & 7],
         .flow = flow_id(z, fz_u8(&z->in)),
         .flags = fz_u8(&z->in),
     };
     atomic_store(&idx->tail, tail + 1 + ((b & 0xf8) == 0xf8));
+    /* The slot is one that the engine will read, unless the index was moved back before. */
+    uint32_t ahead = tail - z->host.e->lanes[z->host.chans[BAD].lane]->submit.pos;
+    if (ahead < z->layout.msg_slots_tx && d->buf != MN_BUF_NONE &&
+        (d->buf >= z->geo.tx_bufs ||
+         (d->len > full && (d->flags & (MN_DESC_FIN | MN_DESC_CLOSE)) == 0))) {
+        must_die(z);
+    }
 }
 
 static void push_cmd(struct fuzz *z)
@@ -209,14 +232,21 @@ static struct mn_ring_idx *ring(const struct fuzz *z, uint8_t b)
     return rings[b % MN_ARRAY_LEN(rings)];
 }
 
-/* Moves an index: either side's, of any ring. */
+/* Moves an index: either side's, of any ring. More than a whole ring of news is a lie. */
 static void poke_index(struct fuzz *z)
 {
     uint8_t b = fz_u8(&z->in);
     struct mn_ring_idx *idx = ring(z, b >> 2);
     _Atomic uint32_t *word = (b & 1) != 0 ? &idx->tail : &idx->head;
+    const struct mn_lane *l = z->host.e->lanes[z->host.chans[BAD].lane];
+    const struct mn_ring_cons *const read[] = {&l->submit, &l->released};
 
     atomic_store(word, (b & 2) != 0 ? fz_u32(&z->in) : atomic_load(word) + fz_delta(&z->in));
+    for (uint32_t i = 0; i < MN_ARRAY_LEN(read); i++) {
+        if (atomic_load(&read[i]->idx->tail) - read[i]->pos > read[i]->mask + 1) {
+            must_die(z);
+        }
+    }
 }
 
 /* What an honest application would have read: everything. */

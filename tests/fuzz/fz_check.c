@@ -240,6 +240,23 @@ static void check_slot(const struct mn_engine *e, const struct mn_lane *l, const
     }
 }
 
+/* What a flow is charged for is what its application has, and what is being filled. */
+static void check_charges(const struct mn_lane *l, const struct mn_slot *s)
+{
+    uint32_t bufs = 0, bytes = 0;
+
+    for (uint32_t b = s->asm_first; b != MN_NIL; b = l->rxbufs[b].next) {
+        bufs++;
+    }
+    for (uint32_t b = 0; b < l->rx_high; b++) {
+        if (l->rxbufs[b].shared && l->rxbufs[b].flow == mn_lane_flow_id(l, s)) {
+            bufs++;
+            bytes += l->rxbufs[b].len;
+        }
+    }
+    FZ_CHECK(bufs == s->held_bufs && bytes == s->unread_bytes);
+}
+
 static void check_list(const struct mn_lane *l, const struct mn_list *q, uint32_t flag)
 {
     uint32_t on_list = 0, flagged = 0;
@@ -274,6 +291,11 @@ static void check_lane(const struct mn_engine *e, const struct mn_lane *l, struc
     if (l->dead == 0) { /* what a dead channel held is never used again */
         FZ_CHECK(l->rx_n_free + shared + n.asm_bufs == l->rx_high);
         FZ_CHECK(owned == n.tx_owned + (l->sub_open ? l->sub_n : 0));
+        for (uint32_t i = 0; i < l->slot_high; i++) {
+            if (l->slots[i].state != MN_SLOT_FREE) {
+                check_charges(l, &l->slots[i]);
+            }
+        }
     }
     check_list(l, &l->blocked, MN_SF_BLOCKED);
     check_list(l, &l->large, MN_SF_WAIT_LARGE);

@@ -16,7 +16,7 @@
 #define FZ_PORT_COUNT  4u
 #define FZ_PERIOD      (1u << 17) /* bytes after which every stream repeats itself */
 #define FZ_PEER_IP     FZ_IP(2)
-#define FZ_PEER_PORT   5000u /* and the three behind it */
+#define FZ_PEER_PORT   5000u /* and the seven behind it */
 #define FZ_MESSAGE_MAX 8u
 
 /* One pair of addresses, whatever connections come and go on it. */

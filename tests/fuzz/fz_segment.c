@@ -9,7 +9,7 @@ struct fz_conn *fz_pick_conn(struct fz_peer *p, uint8_t b)
         return p->conns[b & 7].used ? &p->conns[b & 7] : NULL;
     }
     /* A pair of addresses that may be new. */
-    uint16_t port = (uint16_t)(FZ_PEER_PORT + (b & 3)),
+    uint16_t port = (uint16_t)(FZ_PEER_PORT + (b & 3) + ((b >> 4) & 4)),
              engine_port = (uint16_t)(FZ_PORT_FIRST + ((b >> 4) & 3));
     struct fz_conn *spare = NULL;
     for (uint32_t i = 0; i < FZ_CONNS; i++) {

@@ -36,12 +36,13 @@ ATTACH, UNLISTEN = 30, 31
 MS1, MS40, MS200, S1, S3, S6, S30, S120, S600, DEADLINE = range(2, 12)
 
 ENGINE = bytes([0, 0, 0, 7, 7])  # configuration: all defaults, large channels
+ENGINE_TIGHT = bytes(5)  # the same with the smallest channels
 ENGINE_SMALL = bytes([0x7F, 0x40, 0x20, 0, 0])
 
 
 def new_conn(port_index: int, peer_port: int = 0) -> int:
     """Selects the pair of a peer's port and one that may be listened on."""
-    return 8 | peer_port | port_index << 4
+    return 8 | peer_port & 3 | port_index << 4 | (peer_port & 4) << 4
 
 
 def seg(kind: int, conn: int = 0, mods: int = 0, *params: int) -> bytes:
@@ -59,9 +60,9 @@ def listen(port_index: int, backlog: int = 0) -> bytes:
     return bytes([LISTEN, port_index << 1 | backlog << 3])
 
 
-def passive(port_index: int = 0) -> bytes:
+def passive(port_index: int = 0, peer_port: int = 0) -> bytes:
     """A connection that a peer opens."""
-    pair = new_conn(port_index)
+    pair = new_conn(port_index, peer_port)
     return listen(port_index) + seg(SYN, pair, 0, 0, 0) + seg(ACK, pair)
 
 
@@ -162,18 +163,50 @@ def engine_seeds() -> dict[str, bytes]:
         + app(RECEIVE, 255) * 4
         + time(S1)
     )
+    body["syn_flood_slow"] = listen(0) + b"".join(
+        seg(SYN, new_conn(0, p), 0, 0, 0) + time(MS1 if p < 4 else S3) for p in range(8)
+    )
+    body["fin_inside"] = (
+        passive() + seg(DATA_AT, 0, 0, 100, 60) + seg(FIN_AT, 0, 0, 110) + seg(DATA, 0, 0, 100) * 2
+    )
+    body["fin_then_more"] = (
+        passive() + seg(FIN_AT, 0, 0, 50) + seg(DATA_AT, 0, 0, 30, 90) + seg(DATA, 0, 0, 30)
+    )
+    for index in (2, 3):
+        two = passive(index) + passive(index, 1)
+        body[f"two_large_{index}"] = (
+            two
+            + seg(DATA, 0, 0, 200)
+            + seg(DATA, 1, 0, 200)
+            + seg(DATA, 1, 0, 220)
+            + time(S1)
+            + (seg(DATA, 0, 0, 220) * 4 + seg(DATA, 1, 0, 220) * 4) * 2
+            + time(S30)
+        )
+        body[f"two_unread_{index}"] = (
+            bytes([NIC, 3 | 1 << 2])
+            + two
+            + (seg(DATA, 0, 0, 190) + seg(DATA, 1, 0, 200)) * 6
+            + time(S3)
+            + app(RECEIVE, 3) * 4
+            + seg(FIN, 0, 0, 0)
+            + seg(RST, 1, 0, 1, 0)
+            + app(RECEIVE, 9) * 4
+            + time(S30)
+        )
     unread = bytes([NIC, 3 | 1 << 2]) + passive() + seg(DATA, 0, 0, 250) * 8
     for name, end in {
-        "fin": seg(FIN),
+        "fin": seg(FIN, 0, 0, 0),
         "rst": seg(RST, 0, 0, 1, 0),
         "close": app(CLOSE, 0, 0),
     }.items():
         body[f"unread_{name}"] = (
             unread + end + time(S3) + app(RECEIVE, 200) * 5 + time(S30) + app(RECEIVE, 255) * 3
         )
-    body["unread_time_wait"] = (
-        unread + app(SHUTDOWN, 0) + seg(ACK) + seg(FIN) + time(S30) + app(RECEIVE, 255) * 8
-    )
+    time_wait = unread + app(SHUTDOWN, 0) + seg(ACK) + seg(FIN, 0, 0, 0)
+    body["unread_time_wait"] = time_wait + app(RECEIVE, 255) * 8 + time(S30)
+    body["unread_time_wait_close"] = time_wait + app(CLOSE, 0, 0) + time(S30)
+    body["unread_time_wait_over"] = time_wait + time(S30) + app(RECEIVE, 255) * 8
     body["urgent"] = (
         passive()
         + seg(URGENT, 0, 0, 40, 20)
@@ -248,6 +281,10 @@ def engine_seeds() -> dict[str, bytes]:
     body["flags"] = passive() + b"".join(seg(ANY, 0, 0, 0, flags, 0, 0) for flags in range(64))
     seeds = {f"engine_{name}": ENGINE + ops for name, ops in body.items()}
     seeds |= {f"small_{name}": ENGINE_SMALL + ops for name, ops in body.items() if "bulk" in name}
+    tight = ("bulk", "unread", "large", "loop", "full", "gap", "detach")
+    for name, ops in body.items():
+        if any(word in name for word in tight):
+            seeds[f"tight_{name}"] = ENGINE_TIGHT + ops
     for name in ("fast_retransmit", "no_sack", "gap", "rto", "zero_window"):
         for bits in (1, 2, 3, 4, 8 | 16, 32):  # without timestamps, SACK, scaling; Nagle; no delay
             seeds[f"engine_{name}_{bits}"] = bytes([0, bits]) + ENGINE[2:] + body[name]
@@ -318,24 +355,44 @@ def pair_seeds() -> dict[str, bytes]:
 def channel_seeds() -> dict[str, bytes]:
     """What an application may do to its rings."""
     head = bytes([0, 0, 5])
-    listen_all = b"".join(bytes([3, 0, port << 6, 0]) for port in range(1, 4))
-    peer = bytes([9, 0x10, 0, 9, 0x10, 6, 9, 0x10, 4, 100])
-    connect = bytes([3, 2, 1, 0]) + bytes([9, 0, 1])
+    # Streams on 1002, messages on 1003 and 1004; a peer's connection to each.
+    listens = bytes([3, 8, 1 << 6, 0]) + bytes([3, 0, 2 << 6, 0]) + bytes([3, 0, 3 << 6, 0])
+    stream = bytes([9, 0x10, 0, 9, 0x10, 6])
+    framed = bytes([9, 0x20, 0, 9, 0x20, 6])
+    data = bytes([9, 0x10, 4, 100])
+    connect = bytes([3, 8 | 2, 1, 0]) + bytes([9, 0, 1])
+    desc = bytes([0, 0, 2, 0, 0])
     seeds = {
-        "calls": listen_all + peer + connect + b"\x0f" * 2,
-        "send": listen_all + peer + bytes([0, 0, 2, 0, 0]) + bytes([0, 1, 2, 0, 0]) + peer,
-        "message": bytes([3, 0, 0x80, 0])
-        + bytes([9, 0x20, 0, 9, 0x20, 6])
-        + bytes([0, 0, 3, 0, 1, 0, 1, 7, 0, 2]),
-        "twice": listen_all + peer + bytes([0, 0, 2, 0, 0]) * 2,
-        "marks": listen_all + peer + bytes([0, 0x80, 0, 0, 8, 0, 0x80, 0, 0, 16, 4, 4, 0, 0]),
-        "release": listen_all + peer + bytes([6, 0, 6, 0, 6, 254]),
+        "calls": listens + stream + framed + connect + b"\x0f" * 2,
+        "send": listens + stream + desc + bytes([0, 1, 2, 0, 0]) + bytes([9, 0x10, 6]) + desc,
+        "message": listens
+        + framed
+        + bytes([0, 0, 3, 0, 1, 0, 1, 7, 0, 2])
+        + bytes([0, 2, 7, 0, 3]),
+        "twice": listens + stream + desc * 2,
+        "range": listens + stream + desc + bytes([0, 0x7F, 2, 0, 0]),
+        "edge": listens + stream + bytes([0, 16, 2, 0, 0]),
+        "long": listens + stream + bytes([0, 1, 4, 0, 0]),
+        "marks": listens + stream + bytes([0, 0x80, 0, 0, 8, 0, 0x80, 0, 0, 16, 4, 4, 0, 0]),
+        "release": listens + stream + data * 3 + bytes([6, 0]) + data + bytes([6, 1, 6, 0]),
+        "release_twice": listens + stream + data * 2 + bytes([6, 0, 6, 0]),
+        "release_all": listens + stream + data * 2 + bytes([6, 254]),
+        "release_other": listens + stream + data + bytes([6, 9]),
+        "full": listens
+        + stream
+        + bytes([9, 0x10, 4, 220]) * 9
+        + bytes([6, 0, 6, 1, 6, 2])
+        + data * 2,
         "indices": b"".join(bytes([7, ring << 2 | bit, 1]) for ring in range(6) for bit in (0, 1)),
         "wild": bytes([7, 0x03, 1, 2, 3, 4]) + bytes([8, 0, 5, 31]) + bytes(range(32)),
-        "closed": listen_all + peer + bytes([9, 0x10, 3]) + bytes([13]) + bytes([4, 4, 0, 0]) * 2,
-        "cancel": bytes([3, 2, 1, 0, 3, 7, 2, 0]) + bytes([12, 4]),
-        "late": listen_all + peer + bytes([12, 6]) * 2 + peer + bytes([13]) + peer,
+        "closed": listens + stream + bytes([9, 0x10, 3]) + bytes([13]) + bytes([4, 4, 0, 0]) * 2,
+        "cancel": bytes([3, 8 | 2, 1, 0, 3, 7, 1, 0]) + bytes([12, 4]),
+        "late": listens + stream + bytes([12, 6]) * 2 + data + bytes([13]) + data,
     }
+    for ring in range(6):
+        for side in (0, 1):
+            poke = bytes([7, ring << 2 | side, 3])
+            seeds[f"poke_{ring}_{side}"] = listens + stream + data + desc + poke + data + desc
     return {f"channel_{name}": head + ops for name, ops in seeds.items()}
 
 
