@@ -22,6 +22,7 @@ from linux_peer import (
     Peer,
     beside,
     eventually,
+    foreign_env,
     linux_peer,
     needs_tap,
 )
@@ -73,7 +74,7 @@ def server(request: pytest.FixtureRequest, example: Any) -> Iterator[Peer]:
 
 def curl(peer: Peer, *arguments: str, **options: Any) -> Any:
     command = ["curl", "-sS", "--noproxy", "*", "--max-time", str(PATIENCE_S), *arguments]
-    return peer.host.run(command, timeout=PATIENCE_S + 5, text=False, **options).stdout
+    return peer.run(command, timeout=PATIENCE_S + 5, text=False, **options).stdout
 
 
 def body_of(size: int) -> bytes:
@@ -178,7 +179,9 @@ def test_an_asyncio_client_of_a_linux_server(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(body)
     with linux_peer() as peer:
         command = [sys.executable, "-u", "-m", "http.server", "80", "--bind", KERNEL_IP]
-        with peer.host.popen(command, cwd=tmp_path, stdout=-1, stderr=-1) as process:
+        with peer.host.popen(
+            command, cwd=tmp_path, stdout=-1, stderr=-1, env=foreign_env()
+        ) as process:
             try:
                 assert b"Serving HTTP" in process.stdout.readline()
 
@@ -216,7 +219,8 @@ def test_the_example_as_a_program(repo: Path, options: list[str]) -> None:
                 assert line == "serving http://10.7.0.2:8080/\n", process.communicate()
                 url = "http://10.7.0.2:8080/bytes/1000000"
                 retry = ["--retry", "50", "--retry-connrefused", "--retry-delay", "0"]
-                got = host.run(["curl", "-sS", "--noproxy", "*", *retry, url], text=False).stdout
+                command = ["curl", "-sS", "--noproxy", "*", *retry, url]
+                got = host.run(command, text=False, env=foreign_env()).stdout
                 assert got == body_of(1_000_000)
                 with host.socket() as idle:  # a client that is still there
                     idle.connect(("10.7.0.2", 8080))

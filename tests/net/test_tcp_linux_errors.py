@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from linux_peer import (
     beside,
     eventually,
     fill,
+    foreign_env,
     frame,
     linux_peer,
     needs_tap,
@@ -435,7 +437,7 @@ class TestPeerVanishes:
             channel = peer.stack.attach()
             channel.listen(OUR_IP, PORT, "tcp")
             flow, _ = greeted(peer, channel)
-            peer.host.run(["ip", "link", "del", "mn0"])
+            peer.run(["ip", "link", "del", "mn0"])
             send(channel, flow, b"is anybody there?")
             assert end_of(channel).errno == errno.ETIMEDOUT
             is_over(channel, flow)
@@ -448,7 +450,7 @@ class TestPeerVanishes:
             "s.sendall(b'\\0\\0\\0\\2hi')\n"
             "time.sleep(1000)\n"
         )
-        with peer.host.popen(["python3", "-c", script]) as process:
+        with peer.host.popen([sys.executable, "-c", script], env=foreign_env()) as process:
             flow = recv(channel).flow
             process.kill()
             process.wait()

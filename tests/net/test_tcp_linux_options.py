@@ -90,7 +90,7 @@ class TestOffloads:
             assert after["tx_frames"] - before["tx_frames"] >= segments
             assert after["rx_frames"] - before["rx_frames"] >= segments
             assert peer.stack.stats()["drop_tcp_csum"] == 0
-            snmp = peer.host.run(["cat", "/proc/net/snmp"]).stdout
+            snmp = peer.run(["cat", "/proc/net/snmp"]).stdout
             assert counter(snmp, "Tcp", "InCsumErrors") == 0
 
     def test_an_offload_of_one_side_alone(self) -> None:
@@ -100,7 +100,7 @@ class TestOffloads:
             channel = peer.stack.attach()
             flow, sock = ends(peer, channel, "client")
             both_ways(channel, flow, sock, MESSAGE, 2)
-            snmp = peer.host.run(["cat", "/proc/net/snmp"]).stdout
+            snmp = peer.run(["cat", "/proc/net/snmp"]).stdout
             assert counter(snmp, "Tcp", "InCsumErrors") == 0
 
 
@@ -206,7 +206,7 @@ class TestNegotiation:
             sock.connect((OUR_IP, PORT))
             send_message(sock, b"hello")
             assert recv(channel).data == b"hello"
-            netstat = peer.host.run(["cat", "/proc/net/netstat"]).stdout
+            netstat = peer.run(["cat", "/proc/net/netstat"]).stdout
             assert counter(netstat, "TcpExt", "TCPFastOpenActive") == 0
 
     @pytest.mark.parametrize("mss", [88, 536, 1000, 1460])
@@ -324,7 +324,7 @@ def test_kernel_sees_no_wrong_checksum_or_header() -> None:
         sock.close()
         with pytest.raises(ConnectionRefusedError):
             channel.connect(OUR_IP, KERNEL_IP, 9, "tcp", timeout=PATIENCE_S)
-        snmp = peer.host.run(["cat", "/proc/net/snmp"]).stdout
+        snmp = peer.run(["cat", "/proc/net/snmp"]).stdout
         assert counter(snmp, "Tcp", "InErrs") == 0
         assert counter(snmp, "Tcp", "InCsumErrors") == 0
         assert counter(snmp, "Ip", "InHdrErrors") == 0

@@ -71,7 +71,7 @@ class TestBackPressure:
     @pytest.mark.parametrize("size", [100, 16_000, MIB])
     def test_the_application_does_not_read(self, peer: Peer, channel: Channel, size: int) -> None:
         """The window closes, the kernel stops; later all 64 MB arrive, each byte once."""
-        total = scaled(64, 16) * MIB if size > 100 else 6 * MIB
+        total = scaled(64, 32) * MIB if size > 100 else 6 * MIB
         _, sock = ends(peer, channel, "client")
         messages = [pattern(size, n) for n in range(total // size)]
         stream_bytes = (size + 4) * len(messages)

@@ -323,7 +323,9 @@ class TestUrgent:
         theirs.send(b"!", socket.MSG_OOB)
         theirs.sendall(b"after")
         assert recv_all(ours, 6) == b"before"
-        until(ours, lambda: ours.recv(1, socket.MSG_PEEK))  # the mark is known once its byte is here
+        until(
+            ours, lambda: ours.recv(1, socket.MSG_PEEK)
+        )  # the mark is known once its byte is here
         got = b""
         marks = []
         for _ in range(6):

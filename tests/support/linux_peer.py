@@ -40,6 +40,11 @@ def pattern(size: int, seed: int = 0) -> bytes:
     return _PATTERN[start : start + size]
 
 
+def foreign_env() -> dict[str, str]:
+    """The environment for a program that is not ours: without what sanitizers load into it."""
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 def scaled(count: int, sanitized: int) -> int:
     """How often to do something that a sanitized build does ten times slower."""
     return sanitized if SANITIZED else count
@@ -103,6 +108,10 @@ class Peer:
             OUR_IP, KERNEL_IP, listener.getsockname()[1], protocol, timeout=PATIENCE_S
         )
         return flow, self.accept(listener)
+
+    def run(self, command: list[str], **options: Any) -> Any:
+        """Run a program that is not ours on the Linux host; see `KernelHost.run`."""
+        return self.host.run(command, env=foreign_env(), **options)
 
     def info(self, port: int = PORT) -> SocketInfo | None:
         """The stack's connection with that port at either end, if there is just one."""
