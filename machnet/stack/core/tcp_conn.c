@@ -194,6 +194,9 @@ void mn_tcp_drop(struct mn_engine *e, struct mn_tcb *t, int err)
 {
     const struct mn_tcp_user *user = t->user;
 
+    if ((t->flags & MN_TF_DOOMED) != 0) {
+        err = t->doom_err; /* what the peer did afterwards is not why */
+    }
     if (user != NULL && is_wanted(e, t) && (t->flags & (MN_TF_ORPHAN | MN_TF_DOOMED)) == 0) {
         zombify(e, t, err);
         return;
