@@ -220,6 +220,15 @@ void fz_peer_read(struct fz_peer *p, bool arp)
 {
     struct fz_frame *f;
 
+    /* The SYN of a new connection may have found no packet, and its number may be the old one's: a
+     * look at the engine tells that what was acknowledged before counts no more. */
+    for (uint32_t i = 0; i < FZ_CONNS; i++) {
+        struct fz_conn *c = &p->conns[i];
+        const struct mn_tcb *t =
+            mn_flow_find(p->h->e, p->h->cfg.ip, c->engine_port, c->ip, c->port);
+
+        c->acked = c->acked && t != NULL && t->state >= MN_TCP_ESTABLISHED;
+    }
     while ((f = fz_queue_get(&p->h->nic.tx)) != NULL) {
         on_frame(p, f, arp);
         fz_frame_free(f);
@@ -268,6 +277,9 @@ void fz_peer_send(struct fz_peer *p, struct fz_conn *c, const struct fz_seg *s)
         hdr_len = MN_TCP_HLEN + s->raw_opts_len;
         memcpy(hdr + MN_TCP_HLEN, s->raw_opts, s->raw_opts_len);
         hdr[12] = (uint8_t)(hdr_len / 4 << 4);
+    }
+    if ((s->flags & MN_TCP_SYN) != 0) {
+        c->acked = false;
     }
     uint32_t len = mn_min_u32(s->len, 65535 - MN_IPV4_HLEN - hdr_len);
     struct fz_frame *f = fz_ip_frame(p, c->ip, MN_IPPROTO_TCP, hdr_len + len);
