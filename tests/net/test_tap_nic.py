@@ -136,6 +136,9 @@ class TestWithKernel:
 
         # Else the kernel makes segments as large as the (slow) answers of this test suggest.
         host.sysctl("net.ipv4.tcp_min_tso_segs", 44)
+        # Nor takes a late answer for a loss, after which its window would stay small.
+        host.sysctl("net.ipv4.tcp_rto_min_us", 60_000_000)
+        host.sysctl("net.ipv4.tcp_slow_start_after_idle", 0)
         with host.socket(socket.AF_INET, socket.SOCK_STREAM) as client:
             client.setblocking(False)
             assert client.connect_ex((OUR_IP, 80)) == errno.EINPROGRESS
