@@ -120,7 +120,7 @@ void fz_host_open(struct fz_host *h, const struct mn_config *cfg, uint32_t mtu, 
     struct mn_host host = {.ctx = h, .wake = on_wake};
     uint64_t bytes = mn_engine_bytes(cfg);
 
-    *h = (struct fz_host){.cfg = *cfg, .now_ns = UINT64_C(1000000000000)};
+    *h = (struct fz_host){.cfg = *cfg, .now_ns = FZ_START_NS};
     fz_nic_open(&h->nic, mtu, caps, (uint8_t)cfg->ip);
     FZ_CHECK(bytes > 0);
     FZ_CHECK(mn_engine_open(&h->e, aligned(bytes, bytes), bytes, cfg, &h->nic.nic, &host,

@@ -9,7 +9,8 @@
 #include "machnet/stack/core/chan_app.h"
 #include "machnet/stack/core/engine_int.h"
 
-#define FZ_LANES 2u
+#define FZ_LANES    2u
+#define FZ_START_NS UINT64_C(1000000000000)
 
 struct fz_chan {
     struct mn_chan_geometry geo;

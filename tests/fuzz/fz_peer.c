@@ -1,6 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 #include "fz_peer.h"
 
+#include <stdio.h>
+#include <stdlib.h>
+
+/* With FZ_TRACE set each segment is printed, as it is sent and as it is put into the NIC. */
+static void trace(const struct fz_peer *p, char direction, uint32_t peer, const struct mn_tcp *tcp)
+{
+    static int on = -1;
+
+    if (on < 0) {
+        on = getenv("FZ_TRACE") != NULL;
+    }
+    if (on > 0) {
+        fprintf(stderr, "%12.6f %c %u.%u %u-%u flags %03x seq %u ack %u wnd %u len %u\n",
+                (double)(p->h->now_ns - FZ_START_NS) / 1e9, direction, (peer >> 8) & 255,
+                peer & 255, tcp->sport, tcp->dport, tcp->flags, tcp->seq, tcp->ack, tcp->wnd,
+                tcp->payload_len);
+    }
+}
+
 static const uint32_t small_messages[FZ_MESSAGE_MAX] = {0, 5, 100, 907, 4096, 1, 1456, 124475};
 static const uint32_t large_messages[FZ_MESSAGE_MAX] = {70000, 3, 0, 60000, 1000, 1, 4, 32};
 static_assert(0 + 5 + 100 + 907 + 4096 + 1 + 1456 + 124475 + 8 * 4 == FZ_PERIOD, "one period");
@@ -209,6 +228,7 @@ static void on_frame(struct fz_peer *p, const struct fz_frame *f, bool arp)
     }
     FZ_CHECK(ip.proto == MN_IPPROTO_TCP);
     FZ_CHECK(mn_tcp_parse(ip.payload, ip.payload_len, &tcp) == 0);
+    trace(p, '>', ip.dst, &tcp);
     if (f->csum == MN_CSUM_NONE) {
         FZ_CHECK(plain_sum(ip.payload, ip.payload_len,
                            pseudo_sum(eth.payload, MN_IPPROTO_TCP, ip.payload_len)) == 0xffff);
@@ -221,13 +241,14 @@ void fz_peer_read(struct fz_peer *p, bool arp)
     struct fz_frame *f;
 
     /* The SYN of a new connection may have found no packet, and its number may be the old one's: a
-     * look at the engine tells that what was acknowledged before counts no more. */
+     * look at the engine tells that what was seen before counts no more. */
     for (uint32_t i = 0; i < FZ_CONNS; i++) {
         struct fz_conn *c = &p->conns[i];
         const struct mn_tcb *t =
             mn_flow_find(p->h->e, p->h->cfg.ip, c->engine_port, c->ip, c->port);
 
         c->acked = c->acked && t != NULL && t->state >= MN_TCP_ESTABLISHED;
+        c->synced = c->synced && (t == NULL || t->iss == c->iss);
     }
     while ((f = fz_queue_get(&p->h->nic.tx)) != NULL) {
         on_frame(p, f, arp);
@@ -295,6 +316,10 @@ void fz_peer_send(struct fz_peer *p, struct fz_conn *c, const struct fz_seg *s)
     mn_wr16be(tcp + MN_TCP_CSUM_OFF, 0);
     uint16_t sum = plain_sum(tcp, hdr_len + len, pseudo_sum(ip, MN_IPPROTO_TCP, hdr_len + len));
     mn_wr16be(tcp + MN_TCP_CSUM_OFF, (uint16_t)(~sum ^ (s->bad_csum ? 0x0101 : 0)));
+    struct mn_tcp seen;
+    if (mn_tcp_parse(tcp, hdr_len + len, &seen) == 0) {
+        trace(p, s->bad_csum ? 'x' : '<', c->ip, &seen);
+    }
     f->split = s->split == 0 ? 0 : 134 + s->split; /* behind the longest headers */
     fz_inject(p, f);
 }
