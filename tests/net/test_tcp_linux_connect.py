@@ -230,7 +230,9 @@ class TestListen:
                 sock.connect_ex((OUR_IP, PORT))
                 socks.append(exits.enter_context(sock))
             eventually(lambda: peer.stack.stats()["drop_syn_backlog"] >= 1)
-            assert peer.stack.usage()["tcbs"] <= 5
+            # The rest is half open at most, as all SYNs may come before the first handshake ends.
+            states = [sock.state for sock in peer.stack.sockets()]
+            assert states.count("ESTABLISHED") <= 4
             flows = [listener.accept(timeout=PATIENCE_S) for _ in socks]
             ports = sorted(sock.getsockname()[1] for sock in socks)
             assert sorted(flow.remote[1] for flow in flows) == ports
