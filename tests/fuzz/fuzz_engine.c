@@ -313,6 +313,7 @@ static void op_nic(struct fuzz *z)
 {
     uint8_t b = fz_u8(&z->in);
 
+    z->peer.frames_lost |= (b & 3) != 3;
     switch (b & 3) {
     case 0:
         z->host.nic.alloc_fail = b >> 4;
@@ -393,7 +394,9 @@ static void open_all(struct fuzz *z)
         const uint8_t mac[6] = {2, 0, 0, 0, 1, 2};
 
         FZ_CHECK(mn_engine_neighbor(z->host.e, FZ_PEER_IP, mac) == 0);
+        FZ_CHECK(mn_engine_neighbor(z->host.e, FZ_PEER_IP + 1, mac) == 0);
     }
+    z->peer.frames_lost = (b & 64) != 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -136,9 +136,6 @@ static void check_payload(struct fz_conn *c, const struct mn_tcp *tcp)
     uint8_t want[2048];
     uint32_t done = 0;
 
-    if (c->tainted || !c->synced) {
-        return;
-    }
     while (done < tcp->payload_len) {
         uint32_t n = mn_min_u32(sizeof(want), tcp->payload_len - done);
 
@@ -180,10 +177,12 @@ static void on_tcp(struct fz_peer *p, const struct mn_ipv4 *ip, const struct mn_
     uint32_t wnd = (uint32_t)tcp->wnd << (scaled ? c->wscale : 0);
     FZ_CHECK(!c->acked || !settled || mn_seq_ge(tcp->ack, c->ack));
     FZ_CHECK(!c->acked || !settled || mn_seq_ge(tcp->ack + wnd, c->edge));
-    c->acked = settled;
+    c->acked = settled && !p->frames_lost;
     c->ack = tcp->ack;
     c->edge = tcp->ack + wnd;
-    check_payload(c, tcp);
+    if (c->synced && !c->tainted && !p->frames_lost) {
+        check_payload(c, tcp);
+    }
 }
 
 static void on_arp(struct fz_peer *p, const uint8_t *frame, uint32_t len, bool answer)
@@ -240,16 +239,6 @@ void fz_peer_read(struct fz_peer *p, bool arp)
 {
     struct fz_frame *f;
 
-    /* The SYN of a new connection may have found no packet, and its number may be the old one's: a
-     * look at the engine tells that what was seen before counts no more. */
-    for (uint32_t i = 0; i < FZ_CONNS; i++) {
-        struct fz_conn *c = &p->conns[i];
-        const struct mn_tcb *t =
-            mn_flow_find(p->h->e, p->h->cfg.ip, c->engine_port, c->ip, c->port);
-
-        c->acked = c->acked && t != NULL && t->state >= MN_TCP_ESTABLISHED;
-        c->synced = c->synced && (t == NULL || t->iss == c->iss);
-    }
     while ((f = fz_queue_get(&p->h->nic.tx)) != NULL) {
         on_frame(p, f, arp);
         fz_frame_free(f);

@@ -40,6 +40,9 @@ struct fz_peer {
     struct fz_host *h;
     struct fz_conn conns[FZ_CONNS];
     uint32_t ip_id;
+    /* Frames may get lost or be late between the engine and its NIC, among them the SYN of a new
+     * connection: what is seen is then no longer the history of one. */
+    bool frames_lost;
 };
 
 /* A segment to be made; numbers are absolute. */

@@ -36,6 +36,7 @@ ATTACH, UNLISTEN = 30, 31
 MS1, MS40, MS200, S1, S3, S6, S30, S120, S600, DEADLINE = range(2, 12)
 
 ENGINE = bytes([0, 0, 0, 7, 7])  # configuration: all defaults, large channels
+ENGINE_NO_NEIGHBOR = bytes([0, 0, 0x40, 7, 7])  # the peers' addresses must be asked for
 ENGINE_TIGHT = bytes(5)  # the same with the smallest channels
 ENGINE_SMALL = bytes([0x7F, 0x40, 0x20, 0, 0])
 
@@ -281,6 +282,8 @@ def engine_seeds() -> dict[str, bytes]:
     body["flags"] = passive() + b"".join(seg(ANY, 0, 0, 0, flags, 0, 0) for flags in range(64))
     seeds = {f"engine_{name}": ENGINE + ops for name, ops in body.items()}
     seeds |= {f"small_{name}": ENGINE_SMALL + ops for name, ops in body.items() if "bulk" in name}
+    for name in ("arp", "unreachable", "active_stream", "passive_stream", "rto"):
+        seeds[f"unresolved_{name}"] = ENGINE_NO_NEIGHBOR + body[name]
     tight = ("bulk", "unread", "large", "loop", "full", "gap", "detach")
     for name, ops in body.items():
         if any(word in name for word in tight):
