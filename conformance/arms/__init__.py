@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""What a case runs against: the Linux kernel, or machnet. See `Arm` for what they have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ARMS", "MS", "SEC", "US", "Arm", "Port", "Settings", "open_arm", "unavailable"]
+
+US, MS, SEC = 1_000, 1_000_000, 1_000_000_000
+
+ARMS = ("linux", "machnet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What both arms can be told, under one name. The values here are those of most cases.
+
+    The retransmission timeout is far above anything that a slow machine takes to answer, so that a
+    timer fires only in the cases that are about it: these ask for the 200 ms that both have by
+    themselves.
+
+    Attributes:
+        timestamps: Offer and take timestamps (RFC 7323).
+        sack: Offer and take selective acknowledgements (RFC 2018).
+        wscale: Offer and take window scaling (RFC 7323).
+        rto_min_ms: Least retransmission timeout.
+        syn_retries: SYNs sent again before an active open fails.
+        fin_wait2_s: How long a closed connection waits for the peer's FIN.
+        challenge_ms: Least time between two answers to segments that may be forged; 0: no limit.
+        mtu: Of the wire, bytes.
+    """
+
+    timestamps: bool = True
+    sack: bool = True
+    wscale: bool = True
+    rto_min_ms: int = 4000
+    syn_retries: int = 6
+    fin_wait2_s: int = 60
+    challenge_ms: int = 0
+    mtu: int = 1500
+
+
+class Port(Protocol):
+    """The end of the wire that a script has; frames are Ethernet frames without FCS."""
+
+    ip: str
+    mac: str
+
+    @property
+    def now_ns(self) -> int:
+        """The time by which frames are stamped."""
+
+    def send(self, frame: bytes) -> None:
+        """Put a frame on the wire."""
+
+    def recv(self, within_ns: int = 0) -> tuple[int, bytes] | None:
+        """The next frame with its time; None if none comes within that time."""
+
+
+class Arm(Protocol):
+    """A TCP with sockets on one side and a wire on the other.
+
+    Attributes:
+        name: "linux" or "machnet".
+        ip: Its address.
+        mac: Its MAC address.
+        wire: The other end of its wire.
+    """
+
+    name: str
+    ip: str
+    mac: str
+    wire: Any
+    settings: Settings
+
+    @property
+    def now_ns(self) -> int:
+        """The arm's time: the wire's."""
+
+    def sleep(self, ns: int) -> None:
+        """Let time pass, real or virtual."""
+
+    def settle(self) -> None:
+        """Return when what was sent on the wire has been processed and what answers it is there."""
+
+    def socket(self) -> Any:
+        """A non-blocking TCP socket with the methods, options and errors of POSIX."""
+
+    def set_isn(self, sock: Any, isn: int) -> None:
+        """Choose the initial sequence number of the connection that a fresh socket will open."""
+
+    def wait(self, call: Callable[[], Any], within_ns: int = 10 * SEC) -> Any:
+        """What a call gives when it no longer says "not now" (EAGAIN).
+
+        Raises:
+            BlockingIOError: It still says so after ``within_ns``.
+        """
+
+    def state(self, local: tuple[str, int], remote: tuple[str, int]) -> str:
+        """State of a connection as RFC 9293 names it; "CLOSED" if there is none."""
+
+    def sysctl(self, name: str, value: str | int) -> None:
+        """Set a Linux sysctl (``net.ipv4.`` is understood) on an arm that has them."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+def unavailable(name: str) -> str | None:
+    """Why an arm can't run here; None if it can."""
+    if name == "machnet":
+        return None
+    from machnet.sim import KernelHost
+
+    return KernelHost.tap_available()
+
+
+def open_arm(name: str, settings: Settings) -> Arm:
+    """An arm with these settings."""
+    if name == "linux":
+        from conformance.arms.linux import LinuxArm
+
+        return LinuxArm(settings)
+    from conformance.arms.machnet import MachnetArm
+
+    return MachnetArm(settings)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: MIT
+"""Linux as an arm: the kernel's TCP in a network namespace, behind a TAP without offloads."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import select
+import socket
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+from machnet.sim import KernelHost
+from machnet.sim._hostcore import KernelHostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from conformance.arms import Settings
+
+ARM_IP, PEER_IP, PEER_MAC = "10.9.0.1", "10.9.0.2", "02:00:00:00:00:02"
+_SEC = 1_000_000_000
+_IFNAME = "mn0"
+_FRAME_BYTES_MAX = 70_000
+#: How long the kernel may take to answer a ping through the TAP on a machine that is busy.
+_SETTLE_NS = 30 * _SEC
+
+_TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
+_SEND_QUEUE, _REPAIR_OFF_SILENTLY = 2, -1
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
+_NLM_F_REQUEST_DUMP, _NLMSG_ERROR, _NLMSG_DONE = 0x301, 2, 3
+
+#: Names of RFC 9293 for the kernel's numbers; 12 is how it counts a SYN in the backlog.
+_STATES = {
+    1: "ESTABLISHED", 2: "SYN-SENT", 3: "SYN-RECEIVED", 4: "FIN-WAIT-1", 5: "FIN-WAIT-2", 6: "TIME-WAIT",
+    7: "CLOSED", 8: "CLOSE-WAIT", 9: "LAST-ACK", 10: "LISTEN", 11: "CLOSING", 12: "SYN-RECEIVED",
+}  # fmt: skip
+
+#: What makes the kernel do what the RFCs say and nothing beyond, at the same moment in each run; the
+#: cases that are about one of these set it themselves. A kernel that lacks one of them goes without.
+_SYSCTLS: dict[str, str | int] = {
+    "tcp_congestion_control": "reno",  # CUBIC and BBR have other windows, BBR paces
+    "tcp_early_retrans": 0,  # no tail loss probe before the timeout
+    "tcp_recovery": 0,  # three duplicates count, not time (RACK)
+    "tcp_frto": 0,
+    "tcp_comp_sack_nr": 0,  # each segment out of order is answered at once
+    "tcp_autocorking": 0,
+    "tcp_moderate_rcvbuf": 0,
+    "tcp_no_metrics_save": 1,  # no case learns from the one before
+    "tcp_syncookies": 0,
+    "tcp_slow_start_after_idle": 1,
+    "tcp_syn_linear_timeouts": 0,  # the backoff of RFC 6298 from the first SYN on
+    "tcp_tso_win_divisor": 1,  # a segment that may go out is not kept for a larger burst
+    "tcp_ecn": 0,
+    "tcp_synack_retries": 5,
+    "tcp_rto_max_ms": 120_000,
+    "tcp_challenge_ack_limit": 2**31 - 1,
+    "tcp_mtu_probing": 0,
+    "tcp_fastopen": 0,
+    "tcp_abort_on_overflow": 0,
+    "tcp_rfc1337": 0,
+    "tcp_stdurg": 0,
+    "tcp_shrink_window": 0,
+    "tcp_retries2": 15,
+    "icmp_ratelimit": 0,
+    "icmp_msgs_per_sec": 1_000_000,
+}
+
+
+class TapPort:
+    """The TAP's descriptor as the far end of the kernel's wire."""
+
+    def __init__(self, fd: int, kernel_mac: str) -> None:
+        self.ip, self.mac, self.kernel_mac = PEER_IP, PEER_MAC, kernel_mac
+        self._fd = fd
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._frames: list[tuple[int, bytes]] = []
+        self._pings = 0
+
+    @property
+    def now_ns(self) -> int:
+        """Real time."""
+        return time.monotonic_ns()
+
+    def send(self, frame: bytes) -> None:
+        """Hand a frame to the kernel."""
+        if os.write(self._fd, frame) != len(frame):
+            raise OSError(f"the TAP took a part of a frame of {len(frame)} bytes")
+
+    def recv(self, within_ns: int = 0) -> tuple[int, bytes] | None:
+        """The next frame; waits for it."""
+        if not self._frames:
+            self._fetch(within_ns)
+        return self._frames.pop(0) if self._frames else None
+
+    def _fetch(self, within_ns: int) -> None:
+        end = self.now_ns + within_ns
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                self._frames.append((self.now_ns, os.read(self._fd, _FRAME_BYTES_MAX)))
+                return
+            left = end - self.now_ns
+            if left <= 0:
+                return
+            self._poll.poll(left / 1e6 + 1)
+
+    def settle(self) -> None:
+        """Ping the kernel: frames keep their order, so an answer to an earlier one comes before."""
+        self._pings = (self._pings + 1) & 0xFFFF
+        self.send(self._echo_request(self._pings))
+        end = self.now_ns + _SETTLE_NS
+        while True:
+            count = len(self._frames)
+            self._fetch(end - self.now_ns)
+            if len(self._frames) == count:
+                raise TimeoutError("the kernel does not answer a ping through the TAP")
+            if self._is_reply(self._frames[-1][1], self._pings):
+                del self._frames[-1]
+                return
+
+    def _echo_request(self, number: int) -> bytes:
+        icmp = struct.pack("!BBHHH", 8, 0, 0, 0x4D4E, number)
+        icmp = icmp[:2] + struct.pack("!H", _checksum(icmp)) + icmp[4:]
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(icmp), 0, 0x4000, 64, 1, 0)
+        head += socket.inet_aton(self.ip) + socket.inet_aton(ARM_IP)
+        head = head[:10] + struct.pack("!H", _checksum(head)) + head[12:]
+        macs = bytes.fromhex((self.kernel_mac + self.mac).replace(":", ""))
+        return macs + b"\x08\x00" + head + icmp
+
+    @staticmethod
+    def _is_reply(frame: bytes, number: int) -> bool:
+        return (
+            frame[12:14] == b"\x08\x00"
+            and frame[23] == 1
+            and frame[34] == 0
+            and frame[38:42] == struct.pack("!HH", 0x4D4E, number)
+        )
+
+    def forget(self) -> None:
+        """Drop what is left of an earlier case."""
+        self.settle()
+        self._frames.clear()
+
+
+def _checksum(data: bytes) -> int:
+    total = int.from_bytes(data + b"\0" * (len(data) & 1), "big") % 0xFFFF
+    return 0xFFFF - total if total else 0
+
+
+class LinuxSocket:
+    """A kernel socket that doesn't block; what it accepts doesn't either."""
+
+    def __init__(self, arm: LinuxArm, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._arm, self.kernel = arm, sock
+        arm.sockets.append(self)
+
+    def accept(self) -> tuple[LinuxSocket, tuple[str, int]]:
+        """The next connection, with the peer's address."""
+        sock, address = self.kernel.accept()
+        return LinuxSocket(self._arm, sock), address
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        """Send without a signal."""
+        return self.kernel.send(data, flags | socket.MSG_NOSIGNAL)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernel, name)
+
+
+@functools.cache
+def _host() -> tuple[KernelHost, TapPort]:
+    """One namespace for all cases of a process, which ends with it: making it takes 0.2 s."""
+    host = KernelHost("conformance", ipv6=False)
+    fd = host.open_tap(_IFNAME, vnet_hdr=False, offloads=False, kernel_ip=f"{ARM_IP}/16")
+    host.set_offloads(_IFNAME, on=False)
+    host.neighbor(PEER_IP, PEER_MAC, _IFNAME)
+    return host, TapPort(fd, host.mac(_IFNAME))
+
+
+class LinuxArm:
+    """See `conformance.arms.Arm`."""
+
+    name = "linux"
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.sockets: list[LinuxSocket] = []
+        self.host, self.wire = _host()
+        self.ip, self.mac = ARM_IP, self.wire.kernel_mac
+        for name, value in _SYSCTLS.items():
+            # Kernels differ in what they have; what they lack they do not do either.
+            with contextlib.suppress(KernelHostError):
+                self.sysctl(name, value)
+        self.sysctl("tcp_timestamps", int(settings.timestamps))
+        self.sysctl("tcp_sack", int(settings.sack))
+        self.sysctl("tcp_window_scaling", int(settings.wscale))
+        self.sysctl("tcp_syn_retries", settings.syn_retries)
+        self.sysctl("tcp_fin_timeout", settings.fin_wait2_s)
+        self.sysctl("tcp_invalid_ratelimit", settings.challenge_ms)
+        with contextlib.suppress(KernelHostError):
+            self.sysctl("tcp_rto_min_us", settings.rto_min_ms * 1000)
+        if self.host.mtu(_IFNAME) != settings.mtu:
+            self.host.set_link(_IFNAME, mtu=settings.mtu)
+        self.wire.forget()
+
+    @property
+    def now_ns(self) -> int:
+        """Real time."""
+        return self.wire.now_ns
+
+    def sleep(self, ns: int) -> None:
+        """Let real time pass."""
+        time.sleep(ns / _SEC)
+
+    def settle(self) -> None:
+        """Wait until the kernel has answered what came before."""
+        self.wire.settle()
+
+    def socket(self) -> Any:
+        """A kernel socket of the namespace."""
+        return LinuxSocket(self, self.host.socket())
+
+    def set_isn(self, sock: Any, isn: int) -> None:
+        """By the kernel's repair mode, which root in the namespace may use."""
+        level = socket.IPPROTO_TCP
+        sock.setsockopt(level, _TCP_REPAIR, 1)
+        sock.setsockopt(level, _TCP_REPAIR_QUEUE, _SEND_QUEUE)
+        sock.setsockopt(level, _TCP_QUEUE_SEQ, struct.pack("=I", isn))
+        sock.setsockopt(level, _TCP_REPAIR, _REPAIR_OFF_SILENTLY)
+
+    def wait(self, call: Callable[[], Any], within_ns: int = 10 * _SEC) -> Any:
+        """Call again and again, a millisecond apart: the kernel may be at work for somebody else."""
+        end = self.now_ns + within_ns
+        while True:
+            try:
+                return call()
+            except BlockingIOError:
+                if self.now_ns >= end:
+                    raise
+                time.sleep(0.001)
+
+    def state(self, local: tuple[str, int], remote: tuple[str, int]) -> str:
+        """From the kernel's table, by inet_diag."""
+        self.settle()
+        request = struct.pack("=BBBBI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFFF) + bytes(
+            48
+        )
+        head = struct.pack(
+            "=IHHII", 16 + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 1, 0
+        )
+        with self.host.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
+            diag.settimeout(10)
+            diag.send(head + request)
+            ends = struct.pack("!HH", local[1], remote[1])
+            ends += socket.inet_aton(local[0]).ljust(16, b"\0")
+            ends += socket.inet_aton(remote[0]).ljust(16, b"\0")
+            while True:
+                data = diag.recv(1 << 16)
+                while data:
+                    length, kind = struct.unpack_from("=IH", data)
+                    if kind in {_NLMSG_DONE, _NLMSG_ERROR}:
+                        return "CLOSED"
+                    # struct inet_diag_msg: family, state, timer, retrans, then the addresses.
+                    if data[20 : 20 + len(ends)] == ends:
+                        return _STATES[data[17]]
+                    data = data[(length + 3) & ~3 :]
+
+    def sysctl(self, name: str, value: str | int) -> None:
+        """Set a sysctl of the namespace."""
+        self.host.sysctl(f"net.ipv4.{name}", value)
+
+    def close(self) -> None:
+        """Reset what is still connected, so that nothing of it disturbs the next case."""
+        for sock in self.sockets:
+            if sock.kernel.fileno() >= 0:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.kernel.close()
+        self.wire.forget()
