@@ -146,26 +146,6 @@ SCRIPTS: dict[str, list[tuple[Any, ...]]] = {
 }  # fmt: skip
 
 
-#: Where machnet differs: a reset that comes after the peer's FIN. Linux goes on saying "end of stream" to
-#: the reader and EPIPE to the writer; machnet says ECONNRESET to whoever asks first, as POSIX permits.
-RESET_AFTER_FIN = {
-    "client closes, server sends twice",
-    "client closes, server sends and reads",
-    "client closes, server sends, error asked",
-    "half-close, then reset",
-    "half-close with unread data, then reset",
-}
-
-
-def cases() -> list[Any]:
-    differs = pytest.mark.xfail(
-        reason="a reset after FIN: ECONNRESET instead of end of stream and EPIPE", strict=True
-    )
-    return [
-        pytest.param(name, marks=differs if name in RESET_AFTER_FIN else ()) for name in SCRIPTS
-    ]
-
-
 def settle(server: Any) -> None:
     """What is under way has arrived: microseconds are enough; a thread may be slow to be run."""
     time.sleep(0.02)
@@ -220,6 +200,6 @@ def with_machnet(script: list[tuple[Any, ...]]) -> list[str]:
         return log
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", list(SCRIPTS))
 def test_as_linux_does(name: str, hosts: tuple[KernelHost, KernelHost]) -> None:
     assert with_machnet(SCRIPTS[name]) == with_linux(SCRIPTS[name], hosts)

@@ -303,6 +303,24 @@ def test_a_reset_is_told_once(net):
     assert server.state == "CLOSED"
 
 
+def test_a_reset_behind_the_peers_fin_is_told_to_writers_only(net):
+    """As Linux has it: the reader has its end already."""
+    client, server = net.established()
+    client.send(b"last")
+    client.shutdown(socket.SHUT_WR)
+    net.a.advance(MS)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    net.a.advance(MS)
+    assert server.recv(10) == b"last"
+    assert server.recv(10) == b""
+    with fails(errno.EPIPE):
+        server.send(b"x")
+    assert server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.EPIPE
+    assert server.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+    assert server.recv(10) == b""
+
+
 def test_what_came_before_a_reset_is_read_after_it_was_told(net):
     client, server = net.established()
     server.send(b"ab")

@@ -148,7 +148,8 @@ int64_t mn_app_stream_recv(struct mn_app *a, uint32_t flow, void *buf, uint64_t 
         (void)app_intake(a);
     }
     if (f->rx_head == APP_NONE) {
-        if ((f->flags & APP_F_ENDED) != 0 && f->error != ENOTCONN) {
+        /* EPIPE: a reset behind the peer's FIN, which is no news to a reader. */
+        if ((f->flags & APP_F_ENDED) != 0 && f->error != ENOTCONN && f->error != EPIPE) {
             return -f->error;
         }
         if ((f->flags & (APP_F_EOF | APP_F_ENDED)) != 0) {

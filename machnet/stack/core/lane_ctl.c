@@ -220,6 +220,10 @@ static void flow_event(struct mn_engine *e, struct mn_tcb *t, enum mn_tcp_event 
         eof_in(e, l, s);
         return;
     case MN_TCP_EV_CLOSED:
+        /* The reader of a stream has its end already; whoever writes learns of the reset. */
+        if (err == ECONNRESET && s->proto == MN_PROTO_STREAM && (t->flags & MN_TF_FIN_RCVD) != 0) {
+            err = EPIPE;
+        }
         mn_lane_slot_end(e, l, s, err);
         return;
     case MN_TCP_EV_TIMER:
