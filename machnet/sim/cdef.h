@@ -175,3 +175,105 @@ int mn_capture_open(struct mn_nic *inner, const struct mn_capture_config *cfg, s
 void mn_capture_close(struct mn_nic *nic);
 void mn_capture_set_now(struct mn_nic *nic, uint64_t now_ns);
 int mn_capture_flush(struct mn_nic *nic);
+
+struct mn_rng {
+    uint64_t state;
+};
+
+enum mn_latency_kind {
+    MN_LATENCY_FIXED,
+    MN_LATENCY_UNIFORM,
+    MN_LATENCY_NORMAL,
+    MN_LATENCY_EXPONENTIAL,
+    ...
+};
+
+#define MN_PPB_ONE            ...
+#define MN_SHAPE_DELAY_MAX_NS ...
+#define MN_SHAPE_BPS_MIN      ...
+#define MN_SHAPE_BPS_MAX      ...
+#define MN_SHAPE_QUEUE_PKTS   ...
+#define MN_SHAPE_QUEUE_BYTES  ...
+#define MN_SHAPE_MTU_MIN      ...
+#define MN_SHAPE_MTU_MAX      ...
+
+struct mn_shape {
+    uint64_t latency_ns;
+    uint64_t jitter_ns;
+    uint32_t latency_kind;
+    uint32_t keep_order;
+    uint64_t bandwidth_bps;
+    uint64_t queue_bytes;
+    uint32_t queue_pkts;
+    uint32_t mtu;
+    uint32_t loss_ppb;
+    uint32_t ge_bad_ppb;
+    uint32_t ge_good_ppb;
+    uint32_t ge_loss_bad_ppb;
+    uint32_t ge_loss_good_ppb;
+    uint32_t reorder_ppb;
+    uint32_t duplicate_ppb;
+    uint32_t corrupt_ppb;
+    uint32_t blocked;
+    uint64_t reorder_ns;
+    uint64_t duplicate_ns;
+    ...;
+};
+
+enum mn_fault {
+    MN_FAULT_NONE,
+    MN_FAULT_LOSS,
+    MN_FAULT_BURST,
+    MN_FAULT_REORDER,
+    MN_FAULT_DUPLICATE,
+    MN_FAULT_CORRUPT,
+    MN_FAULT_JITTER,
+    MN_FAULT_QUEUE,
+    MN_FAULT_MTU,
+    MN_FAULT_BLOCKED,
+    MN_FAULT_RULE,
+    MN_FAULT_DOWN,
+    MN_FAULT_COUNT,
+    ...
+};
+
+struct mn_shaper {
+    struct mn_shape shape;
+    uint64_t frames;
+    uint64_t free_at_ns;
+    uint64_t free_rem;
+    uint64_t last_at_ns;
+    uint64_t held_bytes;
+    uint32_t held_pkts;
+    bool bad;
+    bool (*permit)(void *ctx, enum mn_fault kind, uint64_t frame_no);
+    void *permit_ctx;
+    uint64_t count[...];
+    ...;
+};
+
+struct mn_verdict {
+    uint64_t frame_no;
+    uint32_t faults;
+    uint32_t len;
+    bool drop;
+    bool held;
+    bool dup;
+    uint64_t at_ns;
+    uint64_t dup_at_ns;
+    uint64_t delay_ns;
+    uint32_t bit;
+    ...;
+};
+
+int mn_shaper_init(struct mn_shaper *s, uint64_t seed, const char *name,
+                   const struct mn_shape *shape);
+void mn_shaper_fini(struct mn_shaper *s);
+const char *mn_shape_check(const struct mn_shape *shape);
+void mn_shaper_set(struct mn_shaper *s, const struct mn_shape *shape);
+void mn_shaper_offer(struct mn_shaper *s, uint64_t now_ns, uint32_t len, struct mn_verdict *out);
+void mn_shaper_release(struct mn_shaper *s, uint64_t now_ns, struct mn_verdict *v);
+void mn_shaper_forget(struct mn_shaper *s, const struct mn_verdict *v);
+uint32_t mn_shaper_queued(const struct mn_shaper *s, uint64_t now_ns);
+void mn_shaper_corrupt(uint8_t *frame, uint32_t len, uint32_t bit);
+const char *mn_fault_name(uint32_t kind);

@@ -6,6 +6,7 @@
 #include "capture.h"
 #include "nickit.h"
 #include "pcapng.h"
+#include "shaper.h"
 #include "tap.h"
 #include "vnet.h"
 #include "wire.h"
