@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: MIT
+"""Packets, templates and a scripted peer, for tests of protocols.
+
+Nothing here needs the engine: what it talks to is a *port* (see `machnet.testing.ports`).
+"""
+
+from __future__ import annotations
+
+from machnet.testing.packet import Packet
+
+__all__ = ["Packet"]
