@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         FlowShutdownError,
         FlowTimeoutError,
         FlowUnreachableError,
+        InvariantError,
+        ReentrantError,
+        SimulationLimitError,
     )
     from machnet.stack.socket import TCP_ISN, Socket
     from machnet.stack.stack import SocketInfo, Stack
@@ -38,8 +41,11 @@ __all__ = [
     "FlowShutdownError",
     "FlowTimeoutError",
     "FlowUnreachableError",
+    "InvariantError",
     "Listener",
     "Message",
+    "ReentrantError",
+    "SimulationLimitError",
     "Socket",
     "SocketInfo",
     "Stack",

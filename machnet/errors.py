@@ -26,11 +26,30 @@ __all__ = [
     "FlowShutdownError",
     "FlowTimeoutError",
     "FlowUnreachableError",
+    "InvariantError",
+    "ReentrantError",
+    "SimulationLimitError",
 ]
 
 
 class DeadlockError(RuntimeError):
     """In virtual time nothing will ever happen: no frame is under way and no timer is armed."""
+
+
+class ReentrantError(RuntimeError):
+    """A call would have to let virtual time pass while something is under way at a moment of it.
+
+    A coroutine of the virtual event loop, a rule, or a callback of the network must not block: it
+    awaits (`machnet.aio`), or makes calls that never wait (``timeout=0``).
+    """
+
+
+class SimulationLimitError(RuntimeError):
+    """A simulation went past a limit: of virtual time, or of work at one moment of it."""
+
+
+class InvariantError(AssertionError):
+    """What must hold of a simulated network does not: the fault is in the stack, not in the test."""
 
 
 class ConcurrentUseError(RuntimeError):

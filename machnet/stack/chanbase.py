@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -70,7 +69,7 @@ class ChannelBase:
             self._callback = callback
         else:
             self._callback = callback
-            clock.hooks.append(self)
+            clock.hook(self)
             self._notify_step()
             callback()
 
@@ -80,8 +79,7 @@ class ChannelBase:
         self._callback = None
         clock = self.stack.clock
         if clock is not None:
-            with contextlib.suppress(ValueError):
-                clock.hooks.remove(self)
+            clock.unhook(self)
         elif self._loop is not None and not self._closed and not self._loop.is_closed():
             self._loop.remove_reader(self.fileno())
         self._loop = None
@@ -100,15 +98,15 @@ class ChannelBase:
             self._fail(rc, "on_ready")
 
     def _step_ready(self) -> None:
-        if self._closed:
-            return
-        if self._callback is not None and lib.mn_chan_woken(self._native):
+        if not self._closed and self._callback is not None:
             self._notify_step()
             self._callback()
 
     def _block(self, attempt: Callable[[], T | None], timeout: float | None, what: str) -> T:
         """Repeat ``attempt``, which found nothing yet, until it finds something."""
-        native = self._native
+        native, clock = self._native, self.stack.clock
+        if clock is not None and timeout != 0:
+            clock.check_free(what)
         end = None if timeout is None else lib.mn_chan_now(native) + int(seconds(timeout) * 1e9)
         while True:
             left = _FOREVER if end is None else max(end - lib.mn_chan_now(native), 0)

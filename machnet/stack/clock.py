@@ -8,9 +8,11 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
-from machnet.errors import ConcurrentUseError, os_error
+from machnet.errors import ConcurrentUseError, ReentrantError, os_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from machnet.stack.chanbase import ChannelBase
 
 __all__ = ["Clock"]
@@ -31,8 +33,14 @@ class Clock:
         self.native: Any = ffi.gc(lib.mn_group_new(realtime, 0), lib.mn_group_free)
         if self.native == ffi.NULL:
             raise MemoryError
-        #: Channels whose `Channel.on_ready` callback is called after a step.
-        self.hooks: list[ChannelBase] = []
+        #: What is going on at the present moment, during which time must not go on; "": nothing.
+        self.under_way = ""
+        self._hooks: list[ChannelBase] = []
+        self._hooked: Any = None
+        self._woken: Any = None
+        self._wakeups_seen = 0
+        #: What is done with an exception of a channel's callback; None: it is raised.
+        self.on_error: Callable[[Exception], None] | None = None
 
     @property
     def now_ns(self) -> int:
@@ -54,19 +62,84 @@ class Clock:
 
         Raises:
             ValueError: The clock is a real one.
+            ReentrantError: Something is under way that time must wait for.
         """
         if self.realtime:
             raise ValueError("real time can't be advanced: it goes on by itself")
-        while (rc := lib.mn_group_advance(self.native, until_ns)) == -errno.EINTR:
-            self.dispatch()
-        self._check(rc)
-        self.dispatch()
+        self.check_free("advancing the time")
+        while not self.step(until_ns):
+            pass
 
-    def dispatch(self) -> None:
-        """Call the callbacks of the channels that have something."""
-        if self.hooks:
-            for channel in list(self.hooks):
+    def step(self, until_ns: int | None) -> bool:
+        """Go on in virtual time until a channel is woken, for a bounded amount of work.
+
+        Callbacks of channels have been called when this returns.
+
+        Args:
+            until_ns: How far at most; None: as long as there is anything to come.
+
+        Returns:
+            Whether that was all: it is ``until_ns``, or nothing is to come.
+        """
+        rc = lib.mn_group_advance(self.native, NEVER if until_ns is None else until_ns)
+        if rc != -errno.EINTR:
+            self._check(rc)
+        self.dispatch()
+        return bool(rc == 0)
+
+    def kick(self) -> None:
+        """Let a `step` that is under way end at this moment of time."""
+        lib.mn_group_kick(self.native)
+
+    def check_free(self, what: str) -> None:
+        """Refuse what would let time pass now.
+
+        Raises:
+            ReentrantError: Something is under way that time must wait for.
+        """
+        if self.under_way:
+            raise ReentrantError(
+                f"{what}: would let virtual time pass, but {self.under_way} is under way: "
+                "await it (machnet.aio), or use timeout=0"
+            )
+
+    # ---- channels --------------------------------------------------------------------------------
+
+    def hook(self, channel: ChannelBase) -> None:
+        """From now on `dispatch` calls the channel's `Channel.on_ready` callback."""
+        self._hooks.append(channel)
+        self._hooked = None
+
+    def unhook(self, channel: ChannelBase) -> None:
+        """No more; nothing happens if it was not hooked."""
+        if channel in self._hooks:
+            self._hooks.remove(channel)
+            self._hooked = None
+
+    def dispatch(self) -> bool:
+        """Call the callbacks of the channels that have something; whether there was one."""
+        wakeups = int(lib.mn_group_wakeups(self.native))
+        if wakeups == self._wakeups_seen:
+            return False
+        self._wakeups_seen = wakeups
+        hooks = self._hooks
+        if self._hooked is None:
+            self._hooked = ffi.new("struct mn_chan *[]", [c._native for c in hooks])
+            self._woken = ffi.new("uint32_t[]", len(hooks) + 1)
+        n = lib.mn_chans_woken(self._hooked, len(hooks), self._woken)
+        woken = [hooks[i] for i in ffi.unpack(self._woken, n)]
+        failed = None
+        for channel in woken:
+            try:
                 channel._step_ready()
+            except Exception as error:  # noqa: BLE001, PERF203 (the others' wake-ups must not be lost)
+                if self.on_error is not None:
+                    self.on_error(error)
+                elif failed is None:
+                    failed = error
+        if failed is not None:
+            raise failed
+        return bool(woken)
 
     @staticmethod
     def _check(rc: int) -> None:

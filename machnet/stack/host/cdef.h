@@ -23,6 +23,7 @@ uint64_t mn_group_deadline(const struct mn_group *g);
 int mn_group_settle(struct mn_group *g);
 
 int mn_group_advance(struct mn_group *g, uint64_t until_ns);
+void mn_group_kick(struct mn_group *g);
 
 uint64_t mn_group_wakeups(const struct mn_group *g);
 
@@ -83,6 +84,7 @@ int mn_chan_arm(struct mn_chan *c);
 
 int mn_chan_notify(struct mn_chan *c, bool on);
 bool mn_chan_woken(struct mn_chan *c);
+uint32_t mn_chans_woken(struct mn_chan *const *chans, uint32_t n, uint32_t *out);
 
 uint64_t mn_chan_now(const struct mn_chan *c);
 

@@ -190,6 +190,9 @@ int mn_chan_notify(struct mn_chan *c, bool on)
     c->notify = on;
     if (on && !chan_arm_new(c)) {
         atomic_store_explicit(&c->woken, true, memory_order_relaxed);
+        if (c->group != NULL) {
+            c->group->wakeups++;
+        }
     }
     chan_leave(c);
     return 0;
@@ -198,6 +201,19 @@ int mn_chan_notify(struct mn_chan *c, bool on)
 bool mn_chan_woken(struct mn_chan *c)
 {
     return atomic_exchange_explicit(&c->woken, false, memory_order_relaxed);
+}
+
+uint32_t mn_chans_woken(struct mn_chan *const *chans, uint32_t n, uint32_t *out)
+{
+    uint32_t found = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        if (atomic_load_explicit(&chans[i]->woken, memory_order_relaxed) &&
+            mn_chan_woken(chans[i])) {
+            out[found++] = i;
+        }
+    }
+    return found;
 }
 
 /* A look found nothing: whoever waits for the descriptor must hear of what comes next. True: it

@@ -82,6 +82,11 @@ uint64_t mn_group_wakeups(const struct mn_group *g)
     return g->wakeups;
 }
 
+void mn_group_kick(struct mn_group *g)
+{
+    g->wakeups++;
+}
+
 static int group_settle(struct mn_group *g)
 {
     uint32_t limit = g->realtime ? REALTIME_ROUNDS_MAX : ROUNDS_MAX;
@@ -131,7 +136,9 @@ static int group_step(struct mn_group *g, uint64_t until_ns)
         next = g->now_ns + BLOCKED_STEP_NS;
     }
     if (next >= until_ns) {
-        g->now_ns = mn_max_u64(g->now_ns, until_ns);
+        if (until_ns != MN_NEVER) {
+            g->now_ns = mn_max_u64(g->now_ns, until_ns);
+        }
         return 1;
     }
     g->now_ns = next;

@@ -50,8 +50,11 @@ uint64_t mn_group_deadline(const struct mn_group *g);
 int mn_group_settle(struct mn_group *g);
 /* Virtual time only: goes from deadline to deadline, settling at each, up to until_ns; then it is
  * until_ns. 0; -EINTR after a bounded amount of work, or when a channel was woken (mn_chan_notify),
- * to be called again; -EINVAL (in real time); errors as settle. */
+ * to be called again; -EINVAL (in real time); errors as settle. MN_NEVER: as long as there is a
+ * deadline; then time stays where it is. */
 int mn_group_advance(struct mn_group *g, uint64_t until_ns);
+/* Counts as a wake-up, so that a mn_group_advance that is under way ends at this moment of time. */
+void mn_group_kick(struct mn_group *g);
 /* Wake-ups of the group's channels so far; see mn_chan_woken. */
 uint64_t mn_group_wakeups(const struct mn_group *g);
 
@@ -137,6 +140,8 @@ int mn_chan_arm(struct mn_chan *c);
 /* Asks for wake-ups without a descriptor (stepped stacks), and whether there was one since. */
 int mn_chan_notify(struct mn_chan *c, bool on);
 bool mn_chan_woken(struct mn_chan *c);
+/* The same of n chans at once: writes the indices of those to `out`, returns how many. */
+uint32_t mn_chans_woken(struct mn_chan *const *chans, uint32_t n, uint32_t *out);
 /* The present time as the chan's stack sees it. */
 uint64_t mn_chan_now(const struct mn_chan *c);
 
