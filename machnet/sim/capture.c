@@ -87,13 +87,20 @@ static void record(struct mn_capture *c, const struct mn_pkt *pkt, enum mn_pcapn
     }
 }
 
+/* What a host looks at, as the inner NIC has it now. */
+static void mirror(struct mn_capture *c)
+{
+    c->nic.link_up = c->inner->link_up;
+    c->nic.wake_ns = c->inner->wake_ns;
+}
+
 static uint32_t capture_rx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts,
                                  uint32_t n)
 {
     struct mn_capture *c = (struct mn_capture *)nic;
     uint32_t i, got = c->inner->ops->rx_burst(c->inner, queue, pkts, n);
 
-    c->nic.link_up = c->inner->link_up;
+    mirror(c);
     for (i = 0; i < got; i++) {
         record(c, pkts[i], MN_PCAPNG_DIR_IN);
     }
@@ -146,7 +153,7 @@ static uint32_t capture_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_p
             break;
         }
     }
-    c->nic.link_up = c->inner->link_up;
+    mirror(c);
     return done;
 }
 

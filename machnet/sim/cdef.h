@@ -31,6 +31,7 @@ struct mn_nic_info {
     uint8_t link_up;
     uint8_t mac[6];
     int rx_fd;
+    uint64_t wake_ns;
     ...;
 };
 
@@ -277,3 +278,34 @@ void mn_shaper_forget(struct mn_shaper *s, const struct mn_verdict *v);
 uint32_t mn_shaper_queued(const struct mn_shaper *s, uint64_t now_ns);
 void mn_shaper_corrupt(uint8_t *frame, uint32_t len, uint32_t bit);
 const char *mn_fault_name(uint32_t kind);
+
+#define MN_FAULTNIC_TX ...
+#define MN_FAULTNIC_RX ...
+
+struct mn_faultnic_config {
+    uint64_t seed;
+    struct mn_shape tx;
+    struct mn_shape rx;
+    uint32_t pool_pkts;
+    ...;
+};
+
+struct mn_faultnic_stats {
+    uint64_t frames;
+    uint64_t bytes;
+    uint64_t passed;
+    uint64_t waiting;
+    uint64_t dropped_pool;
+    uint64_t dropped_size;
+    uint64_t refused;
+    uint64_t faults[...];
+    ...;
+};
+
+int mn_faultnic_open(struct mn_nic *inner, const struct mn_faultnic_config *cfg,
+                     struct mn_nic **out);
+void mn_faultnic_close(struct mn_nic *nic);
+void mn_faultnic_set_now(struct mn_nic *nic, uint64_t now_ns);
+int mn_faultnic_set(struct mn_nic *nic, uint32_t dir, const struct mn_shape *shape);
+void mn_faultnic_get(struct mn_nic *nic, uint32_t dir, struct mn_shape *out);
+void mn_faultnic_get_stats(const struct mn_nic *nic, uint32_t dir, struct mn_faultnic_stats *out);

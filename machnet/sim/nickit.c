@@ -22,6 +22,7 @@ void mn_nic_get_info(const struct mn_nic *nic, struct mn_nic_info *out)
         .rx_csum_trusted = caps->rx_csum_trusted,
         .link_up = nic->link_up,
         .rx_fd = nic->rx_fd,
+        .wake_ns = nic->wake_ns,
     };
     memcpy(out->mac, nic->mac, sizeof(out->mac));
 }

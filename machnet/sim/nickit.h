@@ -27,6 +27,7 @@ struct mn_nic_info {
     uint8_t link_up;
     uint8_t mac[6];
     int rx_fd;
+    uint64_t wake_ns;
 };
 
 void mn_nic_get_info(const struct mn_nic *nic, struct mn_nic_info *out);

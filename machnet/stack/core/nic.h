@@ -73,6 +73,9 @@ struct mn_nic {
     uint8_t pad;
     int rx_fd; /* descriptor that polls readable when a frame waits, -1 if there is none; used by
                   hosts, never by the core */
+    uint64_t wake_ns; /* when it wants to be polled although no frame may have come in (it holds
+                         some back); 0: never. Up to date after rx_burst and tx_burst; used by
+                         hosts, never by the core */
 };
 
 #endif

@@ -72,7 +72,7 @@ uint64_t mn_group_deadline(const struct mn_group *g)
     uint64_t first = MN_NEVER;
 
     for (uint32_t i = 0; i < g->n; i++) {
-        first = mn_min_u64(first, mn_engine_deadline(g->stacks[i]->engine));
+        first = mn_min_u64(first, mn_stack_due(g->stacks[i]));
     }
     return first;
 }

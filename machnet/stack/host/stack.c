@@ -196,7 +196,7 @@ int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns)
 
 uint64_t mn_stack_deadline(const struct mn_stack *s)
 {
-    return s->engine == NULL || s->threaded ? MN_NEVER : mn_engine_deadline(s->engine);
+    return s->engine == NULL || s->threaded ? MN_NEVER : mn_stack_due(s);
 }
 
 struct neighbor_args {

@@ -128,6 +128,15 @@ static inline uint32_t mn_stack_pass(struct mn_stack *s, uint64_t now_ns)
     return mn_engine_poll(s->engine, now_ns);
 }
 
+/* When the stack wants its next pass: the engine, or frames that its NIC holds back. */
+static inline uint64_t mn_stack_due(const struct mn_stack *s)
+{
+    uint64_t engine_ns = mn_engine_deadline(s->engine);
+    uint64_t nic_ns = s->nic->wake_ns;
+
+    return nic_ns != 0 ? mn_min_u64(engine_ns, nic_ns) : engine_ns;
+}
+
 /* Runs fn where the engine runs and gives its answer; -EPIPE when closed, -EBUSY, -ECHILD. */
 int64_t mn_stack_call(struct mn_stack *s, int64_t (*fn)(struct mn_stack *s, void *arg), void *arg);
 /* The mailbox of a threaded stack; mn_stack_call chooses. */

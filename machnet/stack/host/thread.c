@@ -42,7 +42,7 @@ static void thread_block(struct mn_stack *s, uint64_t timeout_ns, uint64_t nap_n
 
 static void thread_sleep(struct mn_stack *s, uint64_t now_ns, uint64_t nap_ns)
 {
-    uint64_t deadline = mn_engine_deadline(s->engine);
+    uint64_t deadline = mn_stack_due(s);
 
     if (deadline > now_ns && mn_engine_prepare_sleep(s->engine)) {
         /* Sequentially consistent, as is the caller's pair: one of us sees the other. */
