@@ -7,5 +7,18 @@ Nothing here needs the engine: what it talks to is a *port* (see `machnet.testin
 from __future__ import annotations
 
 from machnet.testing.packet import Packet
+from machnet.testing.template import ABSENT, ANY, Mismatch, Template, arp, eth, icmp, ip, tcp, udp
 
-__all__ = ["Packet"]
+__all__ = [
+    "ABSENT",
+    "ANY",
+    "Mismatch",
+    "Packet",
+    "Template",
+    "arp",
+    "eth",
+    "icmp",
+    "ip",
+    "tcp",
+    "udp",
+]

@@ -151,9 +151,7 @@ def _udp(values: Mapping[str, Any], addresses: bytes, payload: bytes) -> bytes:
 def _icmp(values: Mapping[str, Any], payload: bytes) -> bytes:
     quoted = values.get("quoted")
     if quoted is not None:
-        frame = bytes(quoted)
-        eth = getattr(quoted, "eth", None)
-        payload = frame[14 + 4 * len(eth.vlans) :] if eth is not None else frame
+        payload = getattr(quoted, "ip_packet", None) or bytes(quoted)
     low = values.get("icmp_mtu")
     body = _pack(
         ">BBHHH",

@@ -253,6 +253,23 @@ class Packet:
         return b"" if self.kind == "arp" else self._frame[self._l4_at : self._end]
 
     @property
+    def ip_packet(self) -> bytes:
+        """The IP packet alone, from its header on; empty where there is none."""
+        return self._frame[self._ip_at : self._end] if self.ip is not None else b""
+
+    @property
+    def ip_payload(self) -> bytes:
+        """What is behind the IP header, whatever it is; empty where there is none."""
+        ip = self.ip
+        return b"" if ip is None else self._frame[self._ip_at + ip.header_len : self._end]
+
+    @property
+    def eth_payload(self) -> bytes:
+        """What is behind the Ethernet header, padding included; empty where there is none."""
+        eth = self.eth
+        return b"" if eth is None else self._frame[14 + 4 * len(eth.vlans) :]
+
+    @property
     def length(self) -> int:
         """Bytes of `payload`."""
         return len(self.payload)
