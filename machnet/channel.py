@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
 from machnet.errors import flow_error, os_error
-from machnet.stack.chanbase import ChannelBase, linger_to_ms, seconds
+from machnet.stack.chanbase import OF_STEPPING, ChannelBase, linger_to_ms, seconds
 from machnet.stack.flows import Flow, Listener, Message
 from machnet.stack.names import parse_ip, parse_port, parse_protocol
 
@@ -267,7 +267,7 @@ class Channel(ChannelBase):
                 f"a message of {length} bytes can never fit: at most 8 MiB, and seven eighths of "
                 f"{self.settings.tx_bufs} buffers of {self.settings.buf_bytes} bytes",
             )
-        if rc in {-errno.EBUSY, -errno.EBADF}:
+        if rc in OF_STEPPING or rc == -errno.EBADF:
             self._fail(rc, f"send on {flow}")
         if rc == -errno.EINVAL:
             raise ValueError(f"{flow}: wrong kind of flow")
@@ -361,7 +361,7 @@ class Channel(ChannelBase):
             return data
         if rc == _EAGAIN:
             return None
-        if rc in {-errno.EBUSY, -errno.EBADF}:
+        if rc in OF_STEPPING or rc == -errno.EBADF:
             self._fail(rc, f"read on {flow}")
         if rc == -errno.EINVAL:
             raise ValueError(f"{flow} has messages, not a stream: use recv")
@@ -375,7 +375,7 @@ class Channel(ChannelBase):
     def _shutdown(self, flow: Flow) -> None:
         rc = lib.mn_chan_shutdown(self._native, flow.id)
         if rc < 0:
-            if rc in {-errno.EBUSY, -errno.EBADF}:
+            if rc in OF_STEPPING or rc == -errno.EBADF:
                 self._fail(rc, f"shutdown of {flow}")
             raise flow_error(-rc, flow)
 

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
     from machnet.stack.stack import Stack
 
-__all__ = ["ChannelBase", "linger_to_ms", "seconds"]
+__all__ = ["OF_STEPPING", "ChannelBase", "linger_to_ms", "seconds"]
 
 T = TypeVar("T")
 
+#: Failures of the stepping: they say nothing of a channel or a flow.
+OF_STEPPING = frozenset({-errno.EBUSY, -errno.ECANCELED, -errno.ELOOP, -errno.ETIME})
 _FOREVER: int = lib.MN_NEVER
 _LINGER_DEFAULT: int = lib.MN_LINGER_DEFAULT
 #: How long a command to a running engine may take to be answered, in seconds.
@@ -105,12 +107,10 @@ class ChannelBase:
     def _block(self, attempt: Callable[[], T | None], timeout: float | None, what: str) -> T:
         """Repeat ``attempt``, which found nothing yet, until it finds something."""
         native, clock = self._native, self.stack.clock
-        if clock is not None and timeout != 0:
-            clock.check_free(what)
         end = None if timeout is None else lib.mn_chan_now(native) + int(seconds(timeout) * 1e9)
         while True:
             left = _FOREVER if end is None else max(end - lib.mn_chan_now(native), 0)
-            rc = lib.mn_chan_wait(native, left)
+            rc = lib.mn_chan_wait(native, left) if clock is None else clock.wait(native, left, what)
             if rc < 0 and rc != -errno.EINTR:
                 self._fail(rc, what)
             found = attempt()
@@ -139,7 +139,9 @@ class ChannelBase:
         return event
 
     def _fail(self, rc: int, what: str) -> None:
-        number = -rc
+        number, clock = -rc, self.stack.clock
+        if clock is not None:
+            clock.explain(rc, what)
         if number == errno.EBUSY:
             raise ConcurrentUseError(
                 f"{what}: another thread is using this channel (or stepping its stack): "

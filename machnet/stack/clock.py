@@ -26,11 +26,14 @@ class Clock:
     Args:
         realtime: The time is that of ``time.monotonic_ns``; otherwise it is virtual, starts at 0
             and goes on only when someone says so.
+        native: A ``struct mn_group *`` of somebody else's, instead of one of its own.
     """
 
-    def __init__(self, *, realtime: bool) -> None:
+    def __init__(self, *, realtime: bool, native: Any = None) -> None:
         self.realtime = realtime
-        self.native: Any = ffi.gc(lib.mn_group_new(realtime, 0), lib.mn_group_free)
+        if native is None:
+            native = ffi.gc(lib.mn_group_new(realtime, 0), lib.mn_group_free)
+        self.native: Any = native
         if self.native == ffi.NULL:
             raise MemoryError
         #: What is going on at the present moment, during which time must not go on; "": nothing.
@@ -103,6 +106,19 @@ class Clock:
                 "await it (machnet.aio), or use timeout=0"
             )
 
+    def wait(self, channel: Any, left_ns: int, what: str) -> int:
+        """Let time pass until a channel has something new: what ``mn_chan_wait`` answers.
+
+        Raises:
+            ReentrantError: Something is under way that time must wait for.
+        """
+        if left_ns:
+            self.check_free(what)
+        return int(lib.mn_chan_wait(channel, left_ns))
+
+    def explain(self, rc: int, what: str) -> None:
+        """Raise what the clock knows about the failure ``rc`` of a call; else return."""
+
     # ---- channels --------------------------------------------------------------------------------
 
     def hook(self, channel: ChannelBase) -> None:
@@ -141,8 +157,9 @@ class Clock:
             raise failed
         return bool(woken)
 
-    @staticmethod
-    def _check(rc: int) -> None:
+    def _check(self, rc: int) -> None:
+        if rc < 0:
+            self.explain(rc, "stepping")
         if rc == -errno.EBUSY:
             raise ConcurrentUseError("these stacks are being stepped by another thread")
         if rc == -errno.ELOOP:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
 from machnet.errors import os_error
+from machnet.stack.chanbase import OF_STEPPING
 from machnet.stack.names import parse_ip, parse_port
 from machnet.stack.sockopts import TCP_ISN, SocketOptions
 
@@ -290,7 +291,7 @@ class Socket(SocketOptions):
             return int(rc)
         if rc == -errno.EAGAIN:
             raise BlockingIOError(errno.EAGAIN, f"{what}: {os.strerror(errno.EAGAIN)}")
-        if rc == -errno.EBUSY:
+        if rc in OF_STEPPING:
             self._channel._fail(rc, what)
         if rc not in {-errno.EPIPE, -errno.EBADF}:
             self._failed = True
@@ -312,6 +313,8 @@ class Socket(SocketOptions):
             self._read_shut = True
         if how in {posix.SHUT_WR, posix.SHUT_RDWR} and not self._write_shut:
             rc = lib.mn_chan_shutdown(self._native, self._flow.id)
+            if rc in OF_STEPPING:
+                self._channel._fail(rc, "shutdown")
             if rc < 0:
                 raise os_error(-rc, "shutdown")
             self._write_shut = True
@@ -334,7 +337,7 @@ class Socket(SocketOptions):
             on, seconds = self._linger
             linger_ms = min(seconds * 1000, 2**32 - 2) if on else lib.MN_LINGER_DEFAULT
             rc = lib.mn_chan_close_flow(native, self._flow.id, linger_ms)
-            if rc == -errno.EBUSY:
+            if rc in OF_STEPPING:
                 self._channel._fail(rc, "close")
 
     # ---- options ---------------------------------------------------------------------------------

@@ -398,6 +398,8 @@ class Stack:
     def _check(self, rc: int, what: str) -> None:
         if rc >= 0:
             return
+        if not self._threaded:
+            self.core.clock.explain(rc, what)
         if rc == -errno.EBUSY:
             raise ConcurrentUseError(f"{what}: the stack is being stepped by another thread")
         if rc == -errno.ECHILD:
