@@ -309,3 +309,126 @@ void mn_faultnic_set_now(struct mn_nic *nic, uint64_t now_ns);
 int mn_faultnic_set(struct mn_nic *nic, uint32_t dir, const struct mn_shape *shape);
 void mn_faultnic_get(struct mn_nic *nic, uint32_t dir, struct mn_shape *out);
 void mn_faultnic_get_stats(const struct mn_nic *nic, uint32_t dir, struct mn_faultnic_stats *out);
+
+/* The simulated network: simnet.h. */
+struct mn_simnet;
+struct mn_simnet_config {
+    uint64_t seed;
+    uint32_t pool_pkts;
+    uint32_t frame_max;
+    uint32_t record_pkts;
+    uint32_t record_snap;
+    uint64_t instant_max;
+    uint64_t end_ns;
+};
+int mn_simnet_new(struct mn_simnet **out, const struct mn_simnet_config *cfg);
+void mn_simnet_free(struct mn_simnet *net);
+struct mn_group *mn_simnet_group(struct mn_simnet *net);
+uint64_t mn_simnet_now(const struct mn_simnet *net);
+int mn_simnet_host(struct mn_simnet *net, const char *name, uint32_t mtu, const uint8_t mac[6]);
+int mn_simnet_switch(struct mn_simnet *net, const char *name);
+int mn_simnet_raw(struct mn_simnet *net, const char *name, uint32_t mtu, const uint8_t mac[6]);
+struct mn_nic *mn_simnet_nic(struct mn_simnet *net, uint32_t node);
+int mn_simnet_bind(struct mn_simnet *net, uint32_t node, struct mn_stack *stack);
+int mn_simnet_link(struct mn_simnet *net, uint32_t a, uint32_t b, const struct mn_shape *there,
+                   const struct mn_shape *back);
+int mn_simnet_shape(struct mn_simnet *net, uint32_t link, uint32_t dir,
+                    const struct mn_shape *shape);
+int mn_simnet_get_shape(const struct mn_simnet *net, uint32_t link, uint32_t dir,
+                        struct mn_shape *shape);
+const char *mn_simnet_dir_name(const struct mn_simnet *net, uint32_t link, uint32_t dir);
+int mn_simnet_pause(struct mn_simnet *net, uint32_t node, bool paused);
+int mn_simnet_skew(struct mn_simnet *net, uint32_t node, int64_t ppb, uint64_t jump_ns);
+uint64_t mn_simnet_local(const struct mn_simnet *net, uint32_t node);
+uint64_t mn_simnet_when(const struct mn_simnet *net, uint32_t node, uint64_t local_ns);
+int mn_simnet_down(struct mn_simnet *net, uint32_t node, bool down);
+
+enum mn_rule_verdict {
+    MN_RULE_PASS = 0,
+    MN_RULE_DROP,
+    MN_RULE_DUPLICATE,
+    MN_RULE_REPLACED,
+    MN_RULE_ABORT,
+    ...
+};
+struct mn_rule_frame {
+    uint8_t *frame;
+    uint32_t len;
+    uint32_t room;
+    uint32_t link, dir;
+    uint64_t now_ns;
+    uint64_t delay_ns;
+};
+
+typedef int (*mn_rule_fn)(void *ctx, struct mn_rule_frame *frame);
+int mn_simnet_rule(struct mn_simnet *net, uint32_t link, uint32_t dir, mn_rule_fn fn, void *ctx);
+int mn_simnet_send(struct mn_simnet *net, uint32_t node, const uint8_t *frame, uint32_t len);
+int64_t mn_simnet_take(struct mn_simnet *net, uint32_t node, uint8_t *buf, uint32_t size,
+                       uint64_t *t_ns);
+int64_t mn_simnet_at(struct mn_simnet *net, uint64_t t_ns, void (*fn)(void *ctx, uint64_t arg),
+                     void *ctx, uint64_t arg);
+int mn_simnet_cancel(struct mn_simnet *net, int64_t id);
+uint64_t mn_simnet_next(struct mn_simnet *net);
+
+struct mn_simnet_idle {
+    uint64_t frames;
+    uint64_t calls;
+    uint64_t timers;
+    int32_t node;
+};
+bool mn_simnet_is_idle(struct mn_simnet *net, struct mn_simnet_idle *out);
+
+struct mn_fault_id {
+    uint32_t link, dir;
+    uint32_t kind;
+    uint32_t pad;
+    uint64_t frame_no;
+};
+int mn_simnet_only(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_t n);
+uint64_t mn_simnet_faults(const struct mn_simnet *net, uint64_t from, struct mn_fault_id *out,
+                          uint64_t n);
+
+struct mn_sim_record {
+    uint64_t t_ns;
+    uint64_t seq;
+    uint64_t at_ns;
+    uint64_t frame_no;
+    uint64_t delay_ns;
+    uint32_t node;
+    int32_t link;
+    uint32_t dir;
+    uint32_t out;
+    uint32_t faults;
+    uint32_t bit;
+    uint32_t rule;
+    uint32_t len;
+    uint32_t kept;
+    ...;
+};
+uint32_t mn_simnet_fate(const struct mn_sim_record *r, char *buf, uint32_t size);
+bool mn_simnet_lost(const struct mn_sim_record *r);
+uint64_t mn_simnet_recorded(const struct mn_simnet *net);
+uint64_t mn_simnet_oldest(const struct mn_simnet *net);
+int mn_simnet_record(const struct mn_simnet *net, uint64_t seq, struct mn_sim_record *out,
+                     uint8_t *buf, uint32_t size);
+int mn_simnet_capture(struct mn_simnet *net, int fd);
+int mn_simnet_capture_end(struct mn_simnet *net);
+int mn_simnet_dump(struct mn_simnet *net, int fd);
+
+struct mn_simnet_stats {
+    uint64_t events;
+    uint64_t polls;
+    uint64_t frames;
+    uint64_t delivered;
+    uint64_t dropped;
+    uint64_t pool_live;
+    uint64_t queued;
+};
+void mn_simnet_get_stats(const struct mn_simnet *net, struct mn_simnet_stats *out);
+struct mn_link_stats {
+    uint64_t frames, bytes, delivered;
+    uint64_t faults[...];
+};
+int mn_simnet_link_stats(const struct mn_simnet *net, uint32_t link, uint32_t dir,
+                         struct mn_link_stats *out);
+const char *mn_simnet_error(const struct mn_simnet *net);

@@ -8,6 +8,7 @@
 #include "nickit.h"
 #include "pcapng.h"
 #include "shaper.h"
+#include "simnet.h"
 #include "tap.h"
 #include "vnet.h"
 #include "wire.h"

@@ -18,12 +18,12 @@ static uint32_t nbr_bucket(const struct mn_engine *e, uint32_t ip)
 
 uint32_t mn_nbr_find(struct mn_engine *e, uint32_t ip)
 {
-    uint32_t i = e->nbr_buckets[nbr_bucket(e, ip)];
+    uint32_t link = e->nbr_buckets[nbr_bucket(e, ip)];
 
-    while (i != MN_NIL && e->nbrs[i].ip != ip) {
-        i = e->nbrs[i].hash_next;
+    while (link != 0 && e->nbrs[link - 1].ip != ip) {
+        link = e->nbrs[link - 1].hash_next;
     }
-    return i;
+    return link == 0 ? MN_NIL : link - 1;
 }
 
 static void nbr_drop_queue(struct mn_engine *e, struct mn_nbr *n, bool tell)
@@ -51,9 +51,9 @@ static void nbr_free(struct mn_engine *e, uint32_t i)
 
     nbr_drop_queue(e, n, false);
     mn_timer_disarm(&e->wheel, &n->timer);
-    while (*at != i) {
-        MN_ASSERT(*at != MN_NIL);
-        at = &e->nbrs[*at].hash_next;
+    while (*at != i + 1) {
+        MN_ASSERT(*at != 0);
+        at = &e->nbrs[*at - 1].hash_next;
     }
     *at = n->hash_next;
     n->state = MN_NBR_FREE;
@@ -103,7 +103,7 @@ uint32_t mn_nbr_get(struct mn_engine *e, uint32_t ip)
     e->nbrs[i] = (struct mn_nbr){
         .ip = ip, .hash_next = e->nbr_buckets[b], .state = MN_NBR_FAILED, .used_ns = e->now_ns};
     e->nbrs[i].timer.kind = MN_TIMER_NBR;
-    e->nbr_buckets[b] = i;
+    e->nbr_buckets[b] = i + 1;
     return i;
 }
 

@@ -122,6 +122,11 @@ struct mn_usage {
 };
 void mn_engine_usage(const struct mn_engine *e, struct mn_usage *out);
 
+/* Connections and neighbours with a timer that stands for work under way: retransmission, probe of
+ * a closed window, delayed acknowledgement, ARP question. Keep-alive, TIME-WAIT, ageing and limits
+ * on waiting are housekeeping. */
+uint32_t mn_engine_pending(const struct mn_engine *e);
+
 struct mn_sock_info {
     uint32_t local_ip, remote_ip;
     uint16_t local_port, remote_port;

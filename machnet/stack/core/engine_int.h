@@ -107,6 +107,8 @@ struct mn_engine {
 
     struct mn_tcb *tcbs;
     struct mn_pool tcb_pool;
+    /* Hash chains link by index + 1, so that zeroed memory is an empty table that nobody touched.
+     */
     uint32_t *flow_buckets;
     uint32_t flow_mask;
     uint32_t last_hit; /* the connection found last: spares the hash for a busy one */

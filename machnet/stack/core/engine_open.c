@@ -205,9 +205,6 @@ int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes,
     e->host = *host;
     e->now_ns = now_ns;
     lay_out(&a, cfg, e);
-    memset(e->flow_buckets, 0xff, (e->flow_mask + 1) * sizeof(uint32_t));
-    memset(e->listen_buckets, 0xff, (e->listen_mask + 1) * sizeof(uint32_t));
-    memset(e->nbr_buckets, 0xff, (e->nbr_mask + 1) * sizeof(uint32_t));
     memcpy(e->key, cfg->secret, sizeof(e->key));
     e->rng = mn_siphash2(e->key, 0x6d61636e6574ULL, now_ns);
     e->port_offset = (uint32_t)mn_random(e);
@@ -248,6 +245,25 @@ void mn_engine_usage(const struct mn_engine *e, struct mn_usage *out)
     for (uint32_t i = 0; i < e->n_lanes; i++) {
         out->lanes += e->lanes[i] != NULL;
     }
+}
+
+/* A pool's entries below its high-water mark are the only ones that were ever used. */
+uint32_t mn_engine_pending(const struct mn_engine *e)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < e->tcb_pool.high; i++) {
+        const struct mn_tcb *t = mn_tcb_at(e, i);
+
+        n += t->state != MN_TCP_CLOSED && (t->rtx_at != 0 || t->delack_at != 0);
+    }
+    for (uint32_t i = 0; i < e->nbr_pool.high; i++) {
+        const struct mn_nbr *nbr = &e->nbrs[i];
+
+        n += (nbr->state == MN_NBR_INCOMPLETE || nbr->state == MN_NBR_PROBE) &&
+             mn_timer_armed(&nbr->timer);
+    }
+    return n;
 }
 
 /* The first timer that is due, and which: 1 retransmission, 2 persist, 3 delayed ACK, 4 waiting, 5

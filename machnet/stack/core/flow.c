@@ -32,16 +32,16 @@ struct mn_tcb *mn_flow_find(struct mn_engine *e, uint32_t laddr, uint16_t lport,
             return t;
         }
     }
-    uint32_t i = e->flow_buckets[flow_bucket(e, laddr, lport, raddr, rport)];
+    uint32_t link = e->flow_buckets[flow_bucket(e, laddr, lport, raddr, rport)];
 
-    while (i != MN_NIL) {
-        struct mn_tcb *t = mn_tcb_at(e, i);
+    while (link != 0) {
+        struct mn_tcb *t = mn_tcb_at(e, link - 1);
 
         if (flow_is(t, laddr, lport, raddr, rport)) {
-            e->last_hit = i;
+            e->last_hit = link - 1;
             return t;
         }
-        i = t->hash_next;
+        link = t->hash_next;
     }
     return NULL;
 }
@@ -51,7 +51,7 @@ void mn_flow_insert(struct mn_engine *e, struct mn_tcb *t)
     uint32_t b = flow_bucket(e, t->laddr, t->lport, t->raddr, t->rport);
 
     t->hash_next = e->flow_buckets[b];
-    e->flow_buckets[b] = mn_tcb_index(e, t);
+    e->flow_buckets[b] = mn_tcb_index(e, t) + 1;
     t->flags |= MN_TF_HASHED;
 }
 
@@ -66,9 +66,9 @@ void mn_flow_remove(struct mn_engine *e, struct mn_tcb *t)
     if (e->last_hit == me) {
         e->last_hit = MN_NIL;
     }
-    while (*at != me) {
-        MN_ASSERT(*at != MN_NIL);
-        at = &mn_tcb_at(e, *at)->hash_next;
+    while (*at != me + 1) {
+        MN_ASSERT(*at != 0);
+        at = &mn_tcb_at(e, *at - 1)->hash_next;
     }
     *at = t->hash_next;
     t->flags &= ~MN_TF_HASHED;
@@ -81,15 +81,15 @@ static uint32_t listen_bucket(const struct mn_engine *e, uint16_t port)
 
 static uint32_t listener_exact(const struct mn_engine *e, uint32_t ip, uint16_t port)
 {
-    uint32_t i = e->listen_buckets[listen_bucket(e, port)];
+    uint32_t link = e->listen_buckets[listen_bucket(e, port)];
 
-    while (i != MN_NIL) {
-        const struct mn_listener *l = &e->listeners[i];
+    while (link != 0) {
+        const struct mn_listener *l = &e->listeners[link - 1];
 
         if (l->port == port && l->ip == ip) {
-            return i;
+            return link - 1;
         }
-        i = l->hash_next;
+        link = l->hash_next;
     }
     return MN_NIL;
 }
@@ -133,7 +133,7 @@ int64_t mn_listener_add(struct mn_engine *e, uint32_t ip, uint16_t port, uint8_t
         .hash_next = e->listen_buckets[b],
         .backlog = backlog,
     };
-    e->listen_buckets[b] = i;
+    e->listen_buckets[b] = i + 1;
     return e->listeners[i].id;
 }
 
@@ -143,9 +143,9 @@ void mn_listener_remove(struct mn_engine *e, uint32_t index)
     uint32_t *at = &e->listen_buckets[listen_bucket(e, l->port)];
 
     MN_ASSERT(l->live);
-    while (*at != index) {
-        MN_ASSERT(*at != MN_NIL);
-        at = &e->listeners[*at].hash_next;
+    while (*at != index + 1) {
+        MN_ASSERT(*at != 0);
+        at = &e->listeners[*at - 1].hash_next;
     }
     *at = l->hash_next;
     l->live = 0;

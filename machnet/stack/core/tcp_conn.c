@@ -19,7 +19,7 @@ struct mn_tcb *mn_tcb_alloc(struct mn_engine *e)
     }
     struct mn_tcb *t = mn_tcb_at(e, i);
     memset(t, 0, sizeof(*t));
-    t->hash_next = t->out_next = t->out_prev = t->age_next = t->age_prev = MN_NIL;
+    t->out_next = t->out_prev = t->age_next = t->age_prev = MN_NIL;
     t->ooo_head = t->sack_head = MN_NIL;
     t->nbr = t->lane = t->slot = t->listener = MN_NIL;
     t->timer.kind = MN_TIMER_TCB;

@@ -5,6 +5,9 @@
 
 static inline void chan_leave(struct mn_chan *c)
 {
+    if (MN_UNLIKELY(c->group != NULL && c->group->driven)) {
+        mn_stack_touch(c->stack); /* the engine has to look at the rings */
+    }
     atomic_store_explicit(&c->busy, 0, memory_order_release);
 }
 
@@ -15,7 +18,7 @@ static inline int chan_take(struct mn_chan *c)
         return atomic_load_explicit(&c->closing, memory_order_relaxed) != 0 ? -EBADF : -EBUSY;
     }
     if (MN_UNLIKELY(atomic_load_explicit(&c->closing, memory_order_relaxed) != 0)) {
-        chan_leave(c);
+        atomic_store_explicit(&c->busy, 0, memory_order_release);
         return -EBADF;
     }
     return 0;
@@ -102,7 +105,7 @@ int mn_chan_wait(struct mn_chan *c, uint64_t timeout_ns)
         return rc;
     }
     if (c->group != NULL) {
-        rc = mn_group_wait(c->group, c->app, timeout_ns);
+        rc = mn_group_wait(c->group, c->stack, c->app, timeout_ns);
     } else {
         rc = chan_wait_thread(c, timeout_ns);
         if (c->fd_mode) {
@@ -148,7 +151,14 @@ static int chan_fd(struct mn_chan *c, enum mn_fd_mode mode)
     if (rc < 0) {
         return rc;
     }
+    if (c->wake_fd < 0) {
+        c->wake_fd = mn_os_event(); /* in virtual time nobody needed it so far */
+    }
     rc = c->wake_fd;
+    if (rc < 0) {
+        chan_leave(c);
+        return rc;
+    }
     if (c->fd_mode == MN_FD_NONE) {
         c->fd_mode = mode;
         mn_os_event_raise(c->wake_fd); /* until somebody has looked */

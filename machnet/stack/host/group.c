@@ -33,6 +33,16 @@ void mn_group_free(struct mn_group *g)
     }
 }
 
+int mn_group_drive(struct mn_group *g, const struct mn_group_driver *driver)
+{
+    if (g->realtime || g->n != 0) {
+        return -EINVAL;
+    }
+    g->driver = *driver;
+    g->driven = true;
+    return 0;
+}
+
 int mn_group_add(struct mn_group *g, struct mn_stack *s)
 {
     if (g->n == g->cap) {
@@ -57,6 +67,9 @@ void mn_group_remove(struct mn_group *g, struct mn_stack *s)
         if (g->stacks[i] == s) {
             g->n--;
             memmove(&g->stacks[i], &g->stacks[i + 1], (g->n - i) * sizeof(struct mn_stack *));
+            if (g->driven) {
+                g->driver.removed(g->driver.ctx, s);
+            }
             return;
         }
     }
@@ -71,6 +84,9 @@ uint64_t mn_group_deadline(const struct mn_group *g)
 {
     uint64_t first = MN_NEVER;
 
+    if (g->driven) {
+        return g->driver.next(g->driver.ctx);
+    }
     for (uint32_t i = 0; i < g->n; i++) {
         first = mn_min_u64(first, mn_stack_due(g->stacks[i]));
     }
@@ -91,6 +107,9 @@ static int group_settle(struct mn_group *g)
 {
     uint32_t limit = g->realtime ? REALTIME_ROUNDS_MAX : ROUNDS_MAX;
 
+    if (g->driven) {
+        return g->driver.settle(g->driver.ctx);
+    }
     for (uint32_t round = 0; round < limit; round++) {
         uint64_t done = 0;
 
@@ -131,18 +150,25 @@ int mn_group_settle(struct mn_group *g)
 static int group_step(struct mn_group *g, uint64_t until_ns)
 {
     uint64_t next = mn_group_deadline(g);
+    uint64_t to_ns;
 
     if (next <= g->now_ns) {
         next = g->now_ns + BLOCKED_STEP_NS;
     }
-    if (next >= until_ns) {
-        if (until_ns != MN_NEVER) {
-            g->now_ns = mn_max_u64(g->now_ns, until_ns);
-        }
-        return 1;
+    to_ns = mn_max_u64(g->now_ns, mn_min_u64(next, until_ns));
+    if (to_ns == MN_NEVER) {
+        return 1; /* time stays where it is */
     }
-    g->now_ns = next;
-    return 0;
+    if (g->driven && to_ns > g->now_ns) {
+        int rc = g->driver.go(g->driver.ctx, &to_ns);
+
+        if (rc < 0) {
+            g->now_ns = to_ns;
+            return rc;
+        }
+    }
+    g->now_ns = to_ns;
+    return next >= until_ns ? 1 : 0;
 }
 
 int mn_group_advance(struct mn_group *g, uint64_t until_ns)
@@ -166,6 +192,9 @@ int mn_group_advance(struct mn_group *g, uint64_t until_ns)
             break;
         }
         last = group_step(g, until_ns);
+        if (last < 0) {
+            rc = last;
+        }
     }
     mn_group_leave(g);
     return rc;
@@ -173,6 +202,8 @@ int mn_group_advance(struct mn_group *g, uint64_t until_ns)
 
 static int group_wait_virtual(struct mn_group *g, struct mn_app *app, uint64_t until_ns)
 {
+    uint64_t wakeups = g->wakeups;
+
     for (uint32_t step = 0;; step++) {
         int rc = group_settle(g);
 
@@ -188,10 +219,13 @@ static int group_wait_virtual(struct mn_group *g, struct mn_app *app, uint64_t u
         if (until_ns == UINT64_MAX && mn_group_deadline(g) == MN_NEVER) {
             return -EDEADLK;
         }
-        if (step == STEPS_MAX) {
+        if (step == STEPS_MAX || (g->driven && g->wakeups != wakeups)) {
             return -EINTR;
         }
-        group_step(g, until_ns);
+        rc = group_step(g, until_ns);
+        if (rc < 0) {
+            return rc;
+        }
     }
 }
 
@@ -245,7 +279,7 @@ static int group_wait_real(struct mn_group *g, struct mn_app *app, uint64_t unti
     }
 }
 
-int mn_group_wait(struct mn_group *g, struct mn_app *app, uint64_t timeout_ns)
+int mn_group_wait(struct mn_group *g, struct mn_stack *s, struct mn_app *app, uint64_t timeout_ns)
 {
     uint64_t until_ns;
     int rc;
@@ -253,6 +287,7 @@ int mn_group_wait(struct mn_group *g, struct mn_app *app, uint64_t timeout_ns)
     if (!mn_group_enter(g)) {
         return -EBUSY;
     }
+    mn_stack_touch(s); /* a loop in C may have been at the rings */
     until_ns = mn_group_now(g);
     until_ns = timeout_ns > UINT64_MAX - until_ns ? UINT64_MAX : until_ns + timeout_ns;
     rc = g->realtime ? group_wait_real(g, app, until_ns) : group_wait_virtual(g, app, until_ns);

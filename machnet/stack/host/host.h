@@ -58,6 +58,26 @@ void mn_group_kick(struct mn_group *g);
 /* Wake-ups of the group's channels so far; see mn_chan_woken. */
 uint64_t mn_group_wakeups(const struct mn_group *g);
 
+/* Who steps a virtual group instead of the group itself, which polls all stacks at each step: a
+ * network that knows which of them have something to do. */
+struct mn_group_driver {
+    void *ctx;
+    /* Lets the stacks do what there is to do at the group's present time; 0 or a negative errno. */
+    int (*settle)(void *ctx);
+    /* When there is something to do next: after a settle later than now, MN_NEVER. */
+    uint64_t (*next)(void *ctx);
+    /* Time is about to go on to *to_ns, which is later than now. 0, or a negative errno for the
+     * caller: then it goes on to *to_ns only, which may have been made earlier, and stays there. */
+    int (*go)(void *ctx, uint64_t *to_ns);
+    /* The stack was called from outside or its application has been at its rings. Any time. */
+    void (*touch)(void *ctx, struct mn_stack *s);
+    /* The stack is being closed; its engine is gone. */
+    void (*removed)(void *ctx, struct mn_stack *s);
+};
+/* For a virtual group that is still empty: 0, or -EINVAL. In a driven group a wait ends with -EINTR
+ * when a channel is woken, as mn_group_advance does. */
+int mn_group_drive(struct mn_group *g, const struct mn_group_driver *driver);
+
 /* A stack that is stepped as part of group g. The NIC stays the caller's, until after
  * mn_stack_close. 0; -EINVAL (configuration); -ENOMEM; -EMFILE and what else eventfd says. */
 int mn_stack_open(struct mn_stack **out, const struct mn_config *cfg, struct mn_nic *nic,
@@ -79,7 +99,8 @@ int mn_stack_owing(struct mn_stack *s, uint32_t *out);
 bool mn_stack_threaded(const struct mn_stack *s);
 
 /* One pass of a stepped stack at the group's time; virtual time first goes on to now_ns if that is
- * later. Things done, or -EBUSY, -EINVAL (threaded). */
+ * later. Things done, or -EBUSY, -EINVAL (threaded). In a driven group it settles the group, and
+ * time that would have to go on is -EINVAL. */
 int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns);
 uint64_t mn_stack_deadline(const struct mn_stack *s);
 

@@ -124,9 +124,11 @@ static int chan_prepare(struct mn_chan *c, struct attach_args *a,
     if (a->mem.region == NULL || a->mem.priv == NULL || c->app_mem == NULL) {
         return -ENOMEM;
     }
-    c->wake_fd = mn_os_event();
-    if (c->wake_fd < 0) {
-        return c->wake_fd;
+    if (c->group == NULL || c->group->realtime) {
+        c->wake_fd = mn_os_event();
+        if (c->wake_fd < 0) {
+            return c->wake_fd;
+        }
     }
     rc = mn_chan_format(a->mem.region, a->mem.region_bytes, geo);
     if (rc < 0) {

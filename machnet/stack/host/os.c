@@ -36,7 +36,7 @@ void mn_os_event_raise(int fd)
     uint64_t one = 1;
 
     /* It fails only when the counter is at its end: then the descriptor is readable anyway. */
-    if (write(fd, &one, sizeof(one)) < 0) {
+    if (fd >= 0 && write(fd, &one, sizeof(one)) < 0) {
         return;
     }
 }
@@ -46,7 +46,7 @@ void mn_os_event_clear(int fd)
     uint64_t count;
 
     /* It fails only when the counter is 0 already. */
-    if (read(fd, &count, sizeof(count)) < 0) {
+    if (fd >= 0 && read(fd, &count, sizeof(count)) < 0) {
         return;
     }
 }

@@ -13,6 +13,7 @@ void mn_os_unmap(void *mem, uint64_t bytes);
 
 /* A non-blocking counter descriptor, or a negative errno. */
 int mn_os_event(void);
+/* A negative descriptor: nothing happens. */
 void mn_os_event_raise(int fd);
 void mn_os_event_clear(int fd);
 

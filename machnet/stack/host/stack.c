@@ -59,9 +59,11 @@ static int stack_init(struct mn_stack *s, const struct mn_config *cfg, struct mn
     if (s->lanes == NULL || s->mem == NULL) {
         return -ENOMEM;
     }
-    s->kick_fd = mn_os_event();
-    if (s->kick_fd < 0) {
-        return s->kick_fd;
+    if (g->realtime) { /* virtual time has no threads that sleep, and may have very many stacks */
+        s->kick_fd = mn_os_event();
+        if (s->kick_fd < 0) {
+            return s->kick_fd;
+        }
     }
     rc = mn_engine_open(&s->engine, s->mem, s->mem_bytes, cfg, nic, &host, mn_group_now(g));
     return rc < 0 ? rc : mn_group_add(g, s);
@@ -120,6 +122,7 @@ int64_t mn_stack_call(struct mn_stack *s, int64_t (*fn)(struct mn_stack *s, void
         return -EBUSY;
     }
     rc = fn(s, arg);
+    mn_stack_touch(s);
     mn_group_leave(s->group);
     return rc;
 }
@@ -179,6 +182,12 @@ int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns)
     }
     if (!mn_group_enter(g)) {
         return -EBUSY;
+    }
+    if (g->driven) {
+        mn_stack_touch(s);
+        done = now_ns > g->now_ns ? -EINVAL : g->driver.settle(g->driver.ctx);
+        mn_group_leave(g);
+        return done;
     }
     if (g->realtime) {
         now_ns = mn_host_now_ns();

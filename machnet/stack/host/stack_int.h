@@ -44,6 +44,7 @@ struct mn_stack {
     uint64_t mem_bytes;
     struct mn_nic *nic;
     struct mn_group *group; /* NULL while threaded */
+    void *driver_slot;      /* the driver's own */
     struct mn_host_lane *lanes;
     uint32_t lanes_max;
     uint32_t zombies; /* detached lanes whose memory the engine still needs */
@@ -72,11 +73,13 @@ struct mn_stack {
 
 struct mn_group {
     bool realtime;
+    bool driven;
     _Atomic uint32_t busy;
     uint32_t n, cap;
     struct mn_stack **stacks;
     _Atomic uint64_t now_ns;
     uint64_t wakeups;
+    struct mn_group_driver driver;
 };
 
 /* What the descriptor of a chan promises to those who wait for it. */
@@ -114,10 +117,19 @@ static inline void mn_group_leave(struct mn_group *g)
     atomic_store_explicit(&g->busy, 0, memory_order_release);
 }
 
+/* The stack of a driven group has something new to look at. */
+static inline void mn_stack_touch(struct mn_stack *s)
+{
+    if (s != NULL && s->group != NULL && s->group->driven) {
+        s->group->driver.touch(s->group->driver.ctx, s);
+    }
+}
+
 int mn_group_add(struct mn_group *g, struct mn_stack *s);
 void mn_group_remove(struct mn_group *g, struct mn_stack *s);
-/* As mn_chan_wait, for a chan of a stepped stack: returns once mn_app_poll finds something. */
-int mn_group_wait(struct mn_group *g, struct mn_app *app, uint64_t timeout_ns);
+/* As mn_chan_wait, for a chan of stack s, a stepped one: returns once mn_app_poll finds something.
+ */
+int mn_group_wait(struct mn_group *g, struct mn_stack *s, struct mn_app *app, uint64_t timeout_ns);
 
 /* One pass of the engine, where the engine runs. */
 static inline uint32_t mn_stack_pass(struct mn_stack *s, uint64_t now_ns)
