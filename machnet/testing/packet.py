@@ -84,6 +84,11 @@ class Packet:
         other._bases = (seq_base & 0xFFFFFFFF, ack_base & 0xFFFFFFFF)
         return other
 
+    @property
+    def absolute(self) -> Packet:
+        """The same packet with the numbers of the wire."""
+        return self if self._bases == (0, 0) else self.relative(0, 0)
+
     # --- finding the headers ---
 
     def _locate(self) -> str:
