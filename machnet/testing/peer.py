@@ -299,7 +299,7 @@ class RawPeer:
         """
         start, look = self.now_ns, view or _itself
         patience = self.patience_ns if within is None else duration_ns(within, "within")
-        earliest = start + duration_ns(after, "after")
+        too_early = duration_ns(after, "after")
         if among is None and template.kind in ("arp", "eth"):
             among = _anything
         missed: list[Mismatch] = []
@@ -313,7 +313,7 @@ class RawPeer:
             if missed and not skip:
                 break
             if not missed:
-                if packet.t_ns is not None and packet.t_ns < earliest:
+                if too_early and (packet.t_ns or 0) < start + too_early:
                     missed = [Mismatch("time", f"after {after}", self._since(packet, start))]
                     break
                 return seen

@@ -276,12 +276,12 @@ class TcpScript:
     def expect_data(
         self, data: int | bytes, within: Duration | None = None, *, ack: bool = True
     ) -> list[Packet]:
-        """Segments in order that hold these data, however they are cut; then they are acknowledged.
+        """Segments in order that hold these data, however they are cut; each is acknowledged.
 
         Args:
             data: Bytes, or how many of `pattern`.
             within: For all of them.
-            ack: False: nothing is acknowledged.
+            ack: False: nothing is acknowledged. (A sender may then have to wait with the rest.)
 
         Raises:
             ExpectationError: Other data, out of order, too much, or not all of it in time.
@@ -305,8 +305,8 @@ class TcpScript:
                     f"0x{got[wrong]:02x}\n{self.history()}",
                     packet,
                 )
-        if ack:
-            self.ack()
+            if ack:
+                self.ack()
         return packets
 
     def expect_fin(self, within: Duration | None = None, **fields: Want) -> Packet:
