@@ -361,6 +361,7 @@ struct mn_rule_frame {
 };
 
 typedef int (*mn_rule_fn)(void *ctx, struct mn_rule_frame *frame);
+extern "Python" int mn_sim_py_rule(void *ctx, struct mn_rule_frame *frame);
 int mn_simnet_rule(struct mn_simnet *net, uint32_t link, uint32_t dir, mn_rule_fn fn, void *ctx);
 int mn_simnet_send(struct mn_simnet *net, uint32_t node, const uint8_t *frame, uint32_t len);
 int64_t mn_simnet_take(struct mn_simnet *net, uint32_t node, uint8_t *buf, uint32_t size,
@@ -385,6 +386,8 @@ struct mn_fault_id {
     uint64_t frame_no;
 };
 int mn_simnet_only(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_t n);
+int mn_simnet_force(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_t n);
+int mn_simnet_part(struct mn_simnet *net, uint32_t from, uint32_t to, bool on);
 uint64_t mn_simnet_faults(const struct mn_simnet *net, uint64_t from, struct mn_fault_id *out,
                           uint64_t n);
 

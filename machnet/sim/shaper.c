@@ -295,8 +295,12 @@ static uint64_t transmit(struct mn_shaper *s, uint64_t now_ns, uint32_t len)
 
 /* ---- verdicts ------------------------------------------------------------------------------ */
 
-static bool permitted(const struct mn_shaper *s, enum mn_fault kind, uint64_t frame_no)
+/* Whether a fault happens that was drawn, or was not. */
+static bool happens(const struct mn_shaper *s, bool drawn, enum mn_fault kind, uint64_t frame_no)
 {
+    if (MN_LIKELY(!drawn)) {
+        return MN_UNLIKELY(s->force != NULL) && s->force(s->force_ctx, kind, frame_no);
+    }
     return s->permit == NULL || s->permit(s->permit_ctx, kind, frame_no);
 }
 
@@ -316,9 +320,9 @@ static bool lost(struct mn_shaper *s, const struct draws *d, struct mn_verdict *
         drop(s, v, MN_FAULT_BLOCKED);
     } else if (shape->mtu != 0 && v->len > shape->mtu + MN_ETH_HLEN) {
         drop(s, v, MN_FAULT_MTU);
-    } else if (d->loss && permitted(s, MN_FAULT_LOSS, v->frame_no)) {
+    } else if (happens(s, d->loss, MN_FAULT_LOSS, v->frame_no)) {
         drop(s, v, MN_FAULT_LOSS);
-    } else if (d->burst && permitted(s, MN_FAULT_BURST, v->frame_no)) {
+    } else if (happens(s, d->burst, MN_FAULT_BURST, v->frame_no)) {
         drop(s, v, MN_FAULT_BURST);
     }
     return v->drop;
@@ -326,7 +330,7 @@ static bool lost(struct mn_shaper *s, const struct draws *d, struct mn_verdict *
 
 static bool met(struct mn_shaper *s, struct mn_verdict *v, bool drawn, enum mn_fault kind)
 {
-    if (!drawn || !permitted(s, kind, v->frame_no)) {
+    if (!happens(s, drawn, kind, v->frame_no)) {
         return false;
     }
     s->count[kind]++;

@@ -98,6 +98,9 @@ struct mn_shaper {
      * where the latency drawn is not latency_ns (false: then it is). */
     bool (*permit)(void *ctx, enum mn_fault kind, uint64_t frame_no);
     void *permit_ctx;
+    /* The other way round: a fault that was not drawn happens where this says so. NULL: nowhere. */
+    bool (*force)(void *ctx, enum mn_fault kind, uint64_t frame_no);
+    void *force_ctx;
     uint64_t count[MN_FAULT_COUNT]; /* frames that met with each kind; NONE: with none */
     /* The frames that wait: a ring that grows up to MN_SHAPE_QUEUE_PKTS, owned. */
     struct mn_shaper_queue *queue;

@@ -92,6 +92,8 @@ void mn_simnet_free(struct mn_simnet *net)
     free(net->nodes);
     free(net->links);
     free(net->only);
+    free(net->forced);
+    free(net->parts);
     free(net->faults);
     free(net);
 }

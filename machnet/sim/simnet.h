@@ -93,6 +93,11 @@ uint64_t mn_simnet_when(const struct mn_simnet *net, uint32_t node, uint64_t loc
  * down; or up again. */
 int mn_simnet_down(struct mn_simnet *net, uint32_t node, bool down);
 
+/* Partitions: what `from` has sent is lost (MN_FAULT_BLOCKED) where it enters the last link on its
+ * way to `to`, whatever that way is. Calls are counted: it passes again after as many calls with
+ * false. 0, -EINVAL (a node, a switch, one that was not parted), -ENOMEM. */
+int mn_simnet_part(struct mn_simnet *net, uint32_t from, uint32_t to, bool on);
+
 /* Rules: called for each frame that enters a link, before the shaper. frame may be changed within
  * `room`. */
 enum mn_rule_verdict {
@@ -157,7 +162,10 @@ struct mn_fault_id {
 };
 /* 0, -EINVAL (more than 1 Mi), -ENOMEM. */
 int mn_simnet_only(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_t n);
-/* The drawn faults that happened so far, but jitter, oldest first, from index `from` on. At most
+/* The other way round: these happen although they were not drawn (but for mn_simnet_only, if it
+ * says otherwise). They replace those of the call before. 0, -EINVAL (more than 1 Mi), -ENOMEM. */
+int mn_simnet_force(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_t n);
+/* The faults that happened so far, but jitter, oldest first, from index `from` on. At most
  * 1 Mi are kept; returns how many were written. */
 uint64_t mn_simnet_faults(const struct mn_simnet *net, uint64_t from, struct mn_fault_id *out,
                           uint64_t n);

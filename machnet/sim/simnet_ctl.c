@@ -138,23 +138,49 @@ static int fault_order(const void *a, const void *b)
     return 0;
 }
 
-static bool permit(void *ctx, enum mn_fault kind, uint64_t frame_no)
+static bool listed(const struct simdir *d, enum mn_fault kind, uint64_t frame_no,
+                   const struct mn_fault_id *list, uint64_t n)
 {
-    const struct simdir *d = ctx;
     struct mn_fault_id id = {
         .link = d->link, .dir = d->dir, .kind = (uint32_t)kind, .frame_no = frame_no};
 
-    return d->net->n_only > 0 &&
-           bsearch(&id, d->net->only, d->net->n_only, sizeof(id), fault_order) != NULL;
+    return n > 0 && bsearch(&id, list, n, sizeof(id), fault_order) != NULL;
+}
+
+static bool permit(void *ctx, enum mn_fault kind, uint64_t frame_no)
+{
+    const struct simdir *d = ctx;
+
+    return listed(d, kind, frame_no, d->net->only, d->net->n_only);
+}
+
+static bool force(void *ctx, enum mn_fault kind, uint64_t frame_no)
+{
+    const struct simdir *d = ctx;
+
+    return listed(d, kind, frame_no, d->net->forced, d->net->n_forced) &&
+           (!d->net->only_set || permit(ctx, kind, frame_no));
 }
 
 void sim_permit_apply(struct simdir *d)
 {
     d->shaper.permit = d->net->only_set ? permit : NULL;
     d->shaper.permit_ctx = d;
+    d->shaper.force = d->net->n_forced > 0 ? force : NULL;
+    d->shaper.force_ctx = d;
 }
 
-int mn_simnet_only(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_t n)
+static void permit_apply_all(struct mn_simnet *net)
+{
+    for (uint32_t i = 0; i < net->n_links; i++) {
+        sim_permit_apply(&net->links[i]->dirs[0]);
+        sim_permit_apply(&net->links[i]->dirs[1]);
+    }
+}
+
+/* A sorted copy in place of what is there. */
+static int list_replace(struct mn_fault_id **there, uint64_t *n_there,
+                        const struct mn_fault_id *ids, uint64_t n)
 {
     struct mn_fault_id *list = NULL;
 
@@ -169,15 +195,31 @@ int mn_simnet_only(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_
         memcpy(list, ids, n * sizeof(*list));
         qsort(list, n, sizeof(*list), fault_order);
     }
-    free(net->only);
-    net->only = list;
-    net->n_only = n;
-    net->only_set = ids != NULL;
-    for (uint32_t i = 0; i < net->n_links; i++) {
-        sim_permit_apply(&net->links[i]->dirs[0]);
-        sim_permit_apply(&net->links[i]->dirs[1]);
-    }
+    free(*there);
+    *there = list;
+    *n_there = n;
     return 0;
+}
+
+int mn_simnet_only(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_t n)
+{
+    int rc = list_replace(&net->only, &net->n_only, ids, n);
+
+    if (rc == 0) {
+        net->only_set = ids != NULL;
+        permit_apply_all(net);
+    }
+    return rc;
+}
+
+int mn_simnet_force(struct mn_simnet *net, const struct mn_fault_id *ids, uint64_t n)
+{
+    int rc = list_replace(&net->forced, &net->n_forced, ids, n);
+
+    if (rc == 0) {
+        permit_apply_all(net);
+    }
+    return rc;
 }
 
 static bool faults_room(struct mn_simnet *net)

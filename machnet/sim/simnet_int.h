@@ -6,6 +6,7 @@
  * simnet_path.c  the way of a frame: NIC, link, switch, scripted host
  * simnet_mac.c   which address is behind which link
  * simnet_rec.c   the record, and captures of it
+ * simnet_part.c  pairs of nodes that nothing passes between
  * simnet_ctl.c   calls on schedule, lists of faults, idleness, counters
  */
 #ifndef MN_SIM_SIMNET_INT_H
@@ -38,6 +39,7 @@ struct simpkt {
     uint64_t t_ns;     /* arrival */
     uint64_t seq;      /* of the event */
     uint32_t frame_no; /* its lower half */
+    uint32_t origin;   /* the node that sent it first */
 };
 static_assert(sizeof(struct simpkt) <= MN_PKT_META_BYTES + MN_PKT_HEADROOM_BYTES,
               "the frame begins behind it");
@@ -159,7 +161,8 @@ struct simcall {
     bool live;
 };
 
-struct record; /* simnet_rec.c */
+struct record;  /* simnet_rec.c */
+struct simpart; /* simnet_part.c */
 
 struct mn_simnet {
     struct mn_group *group;
@@ -181,6 +184,10 @@ struct mn_simnet {
     struct mn_fault_id *only;
     uint64_t n_only;
     bool only_set;
+    struct mn_fault_id *forced;
+    uint64_t n_forced;
+    struct simpart *parts; /* in order */
+    uint32_t n_parts, parts_cap;
     struct mn_fault_id *faults;
     uint64_t n_faults, faults_cap;
     struct record *record; /* NULL: none */
@@ -243,6 +250,14 @@ void sim_record_free(struct mn_simnet *net);
 void sim_record_add(struct mn_simnet *net, struct mn_sim_record *r, const uint8_t *frame);
 /* A node more: its interface in the capture. */
 int sim_record_node(struct mn_simnet *net, const struct simnode *node);
+
+/* simnet_part.c */
+struct simpart {
+    uint32_t from, to;
+    uint32_t count; /* how often it was parted */
+};
+/* Whether nothing passes from one node to another. */
+bool sim_parted(const struct mn_simnet *net, uint32_t from, uint32_t to);
 
 /* simnet_ctl.c */
 void sim_call_run(struct mn_simnet *net, struct simcall *call);

@@ -16,7 +16,7 @@ void sim_drop_list(struct mn_simnet *net, struct pktlist *list)
     }
 }
 
-static struct mn_pkt *clone_pkt(struct mn_simnet *net, const struct mn_pkt *pkt)
+static struct mn_pkt *clone_pkt(struct mn_simnet *net, struct mn_pkt *pkt)
 {
     struct mn_pkt *copy = mn_pktpool_get(&net->pool);
 
@@ -26,6 +26,7 @@ static struct mn_pkt *clone_pkt(struct mn_simnet *net, const struct mn_pkt *pkt)
     }
     memcpy(copy->data, pkt->data, pkt->len);
     copy->len = pkt->len;
+    simpkt_of(copy)->origin = simpkt_of(pkt)->origin;
     return copy;
 }
 
@@ -152,6 +153,22 @@ static void record_out(struct simdir *d, const struct mn_pkt *pkt, const struct 
     (MN_FAULT_BIT(MN_FAULT_LOSS) | MN_FAULT_BIT(MN_FAULT_BURST) | MN_FAULT_BIT(MN_FAULT_REORDER) | \
      MN_FAULT_BIT(MN_FAULT_DUPLICATE) | MN_FAULT_BIT(MN_FAULT_CORRUPT))
 
+static void shape(struct simdir *d, struct mn_pkt *pkt, struct mn_verdict *v)
+{
+    struct mn_simnet *net = d->net;
+    struct mn_shaper *s = &d->shaper;
+
+    if (MN_UNLIKELY(net->n_parts != 0) && sim_parted(net, simpkt_of(pkt)->origin, d->to)) {
+        uint32_t blocked = s->shape.blocked;
+
+        s->shape.blocked = 1;
+        mn_shaper_offer(s, sim_now(net), pkt->len, v);
+        s->shape.blocked = blocked;
+    } else {
+        mn_shaper_offer(s, sim_now(net), pkt->len, v);
+    }
+}
+
 /* Into the shaper. rule: what a rule has said, 0 without one. */
 static void enter(struct simdir *d, struct mn_pkt *pkt, uint64_t delay_ns, int rule)
 {
@@ -160,7 +177,7 @@ static void enter(struct simdir *d, struct mn_pkt *pkt, uint64_t delay_ns, int r
 
     net->stats.frames++;
     d->bytes += pkt->len;
-    mn_shaper_offer(&d->shaper, sim_now(net), pkt->len, &v);
+    shape(d, pkt, &v);
     if (MN_UNLIKELY(rule != MN_RULE_PASS || delay_ns != 0)) {
         v.faults |= MN_FAULT_BIT(MN_FAULT_RULE);
         d->shaper.count[MN_FAULT_RULE]++;
@@ -310,6 +327,7 @@ static void forward(struct simnode *node, struct mn_pkt *pkt, uint32_t from)
 
 static inline void send_own(struct simnode *node, struct mn_pkt *pkt)
 {
+    simpkt_of(pkt)->origin = node->number;
     if (MN_UNLIKELY(node->down || node->n_ports == 0)) {
         lose_at(node, pkt);
     } else if (MN_LIKELY(node->n_ports == 1)) {
