@@ -122,7 +122,8 @@ typedef int (*mn_rule_fn)(void *ctx, struct mn_rule_frame *frame);
 int mn_simnet_rule(struct mn_simnet *net, uint32_t link, uint32_t dir, mn_rule_fn fn, void *ctx);
 
 /* Scripted hosts. A frame goes out at once: 0, -EINVAL (not a scripted host, no length), -EMSGSIZE
- * (over its MTU), -ENOBUFS (no packet left), -ENETDOWN (it is down, or has no link). */
+ * (over its MTU), -ENOBUFS (no packet left), -ENETDOWN (it is down, or has no link), -ECANCELED (a
+ * rule failed). */
 int mn_simnet_send(struct mn_simnet *net, uint32_t node, const uint8_t *frame, uint32_t len);
 /* The oldest frame that came in: its length, 0: none, -EMSGSIZE (longer than size, and stays). At
  * most 8192 wait. */

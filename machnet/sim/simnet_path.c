@@ -489,6 +489,10 @@ int mn_simnet_send(struct mn_simnet *net, uint32_t node, const uint8_t *frame, u
     memcpy(pkt->data, frame, len);
     pkt->len = len;
     send_own(n, pkt);
+    if (MN_UNLIKELY(net->aborted != 0) && !net->stepping) {
+        net->aborted = 0;
+        return -ECANCELED;
+    }
     return 0;
 }
 

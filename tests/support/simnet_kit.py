@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import socket
@@ -23,6 +24,16 @@ NEVER: int = lib.MN_NEVER
 
 def ip_number(text: str) -> int:
     return int(struct.unpack("!I", socket.inet_aton(text))[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class LinkStats:
+    """`struct mn_link_stats` by value."""
+
+    frames: int
+    bytes: int
+    delivered: int
+    faults: list[int]
 
 
 class Host:
@@ -88,7 +99,7 @@ class Host:
         token = lib.mn_chan_connect(self.attach(), self.ip, 0, to.ip, port, proto, 30_000)
         event = self.answer(token)
         if event.status != 0:
-            raise OSError(event.status, os.strerror(event.status))
+            raise OSError(-event.status, os.strerror(-event.status))
         return int(event.flow)
 
     def send(self, flow: int, data: bytes) -> None:
@@ -231,7 +242,10 @@ class Net:
         return frames
 
     def at(self, t_ns: int, call: Any, arg: int = 0) -> int:
-        fn = ffi.callback("void(void *, uint64_t)", lambda _ctx, value: call(value))
+        def run(_ctx: Any, value: int) -> None:
+            call(value)
+
+        fn = ffi.callback("void(void *, uint64_t)", run)
         self.keep.append(fn)
         return int(lib.mn_simnet_at(self.c, t_ns, fn, ffi.NULL, arg))
 
@@ -250,10 +264,10 @@ class Net:
         lib.mn_simnet_get_stats(self.c, out)
         return out
 
-    def link_stats(self, link: int, direction: int = 0) -> Any:
+    def link_stats(self, link: int, direction: int = 0) -> LinkStats:
         out = ffi.new("struct mn_link_stats *")
         assert lib.mn_simnet_link_stats(self.c, link, direction, out) == 0
-        return out
+        return LinkStats(out.frames, out.bytes, out.delivered, list(out.faults))
 
     def idle(self) -> tuple[bool, Any]:
         out = ffi.new("struct mn_simnet_idle *")

@@ -181,7 +181,7 @@ def test_hosts_that_keep_each_other_busy_at_one_moment_are_found_out() -> None:
         first, second = net.raw(), net.raw()
         link = net.link(first, second)
 
-        net.at(MS, lambda _: [net.send(first, b"\xff" * 60) for _ in range(1100)] and None)
+        net.at(MS, lambda _: [net.send(first, b"\xff" * 60) for _ in range(1100)])
         assert net.advance(2 * MS) == -errno.ELOOP
         assert "1000" in net.error
         assert net.now == MS
