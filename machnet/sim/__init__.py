@@ -20,11 +20,13 @@ if TYPE_CHECKING:
         Skew,
         format_schedule,
     )
+    from machnet.sim.faulty import Faulty
     from machnet.sim.kernel_host import KernelHost, KernelHostError
     from machnet.sim.links import GilbertElliott, Link, LinkDirection
     from machnet.sim.netbase import EventuallyError
     from machnet.sim.network import Network
     from machnet.sim.nodes import Host, RawHost, Switch
+    from machnet.sim.pcap import Pcap
     from machnet.sim.records import PacketRecord
     from machnet.sim.rules import DROP, DUPLICATE, PASS, Hop, delay, replace
     from machnet.stack.nics import Tap, Wire
@@ -40,6 +42,7 @@ __all__ = [
     "Drop",
     "Duplicate",
     "EventuallyError",
+    "Faulty",
     "GilbertElliott",
     "Hop",
     "Host",
@@ -51,6 +54,7 @@ __all__ = [
     "PacketRecord",
     "Partition",
     "Pause",
+    "Pcap",
     "RawHost",
     "Reorder",
     "Skew",
@@ -73,6 +77,7 @@ _HOMES = {
     "Drop": "machnet.sim.faults",
     "Duplicate": "machnet.sim.faults",
     "EventuallyError": "machnet.sim.netbase",
+    "Faulty": "machnet.sim.faulty",
     "GilbertElliott": "machnet.sim.links",
     "Hop": "machnet.sim.rules",
     "Host": "machnet.sim.nodes",
@@ -85,6 +90,7 @@ _HOMES = {
     "PacketRecord": "machnet.sim.records",
     "Partition": "machnet.sim.faults",
     "Pause": "machnet.sim.faults",
+    "Pcap": "machnet.sim.pcap",
     "RawHost": "machnet.sim.nodes",
     "Reorder": "machnet.sim.faults",
     "Skew": "machnet.sim.faults",

@@ -435,3 +435,32 @@ struct mn_link_stats {
 int mn_simnet_link_stats(const struct mn_simnet *net, uint32_t link, uint32_t dir,
                          struct mn_link_stats *out);
 const char *mn_simnet_error(const struct mn_simnet *net);
+
+#define MN_PCAPNIC_FRAME_MAX ...
+
+struct mn_pcapnic_config {
+    uint32_t mtu;
+    uint8_t mac[6];
+    struct mn_pcapng *writer;
+    uint32_t iface;
+    uint64_t epoch_ns;
+    ...;
+};
+
+struct mn_pcapnic_stats {
+    uint64_t rx_frames;
+    uint64_t rx_left;
+    uint64_t arp_answers;
+    uint64_t tx_frames;
+    uint64_t tx_bytes;
+    ...;
+};
+
+int mn_pcapnic_open(const struct mn_pcapnic_config *cfg, struct mn_nic **out);
+void mn_pcapnic_close(struct mn_nic *nic);
+int mn_pcapnic_add(struct mn_nic *nic, uint64_t t_ns, const uint8_t *frame, uint32_t len);
+int mn_pcapnic_neighbor(struct mn_nic *nic, uint32_t ip, const uint8_t mac[6]);
+void mn_pcapnic_set_mac(struct mn_nic *nic, const uint8_t mac[6]);
+void mn_pcapnic_set_epoch(struct mn_nic *nic, uint64_t epoch_ns);
+void mn_pcapnic_set_now(struct mn_nic *nic, uint64_t now_ns);
+void mn_pcapnic_get_stats(const struct mn_nic *nic, struct mn_pcapnic_stats *out);

@@ -8,13 +8,14 @@ everything after it to the fault layer. A bare name is a DPDK port: ``eth1`` mea
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from typing import NoReturn
 
 #: What each driver expects behind the colon.
 SCHEMES = {
     "dpdk": "dpdk:NAME, an interface name or a PCI address",
-    "pcap": "pcap:FILE, a capture file to be read",
+    "pcap": "pcap:IN[,OUT], a capture to be replayed, and a file for the answers",
     "tap": "tap:NAME, the TAP interface to attach to or to make",
     "wire": "wire:NAME, a NIC in memory",
 }
@@ -23,7 +24,31 @@ SCHEMES = {
 IFNAME_BYTES_MAX = 15
 
 _PCI_ADDRESS = re.compile(r"(?:[0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
-_FAULT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_FAULT_NAME = re.compile(r"[a-z0-9_.]+")
+#: Of the fault layer, as seen from the stack: what it sends, and what it receives.
+DIRECTIONS = ("tx", "rx")
+#: What the fault layer can be told; with "tx." or "rx." in front for one direction only (but seed).
+#: `machnet.sim.faulty` knows what they mean.
+FAULT_KEYS = (
+    "latency",
+    "jitter",
+    "distribution",
+    "bandwidth",
+    "queue",
+    "loss",
+    "ge_bad",
+    "ge_good",
+    "ge_loss_bad",
+    "ge_loss_good",
+    "reorder",
+    "reorder_delay",
+    "duplicate",
+    "duplicate_delay",
+    "corrupt",
+    "mtu",
+    "keep_order",
+    "seed",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +81,6 @@ def parse_nic(text: str) -> NicSpec:
         _refuse(text, "it has blanks or control characters in it")
     driver, question, query = text.partition("?")
     faults = _parse_faults(text, query) if question else {}
-    if faults:
-        _refuse(text, "link faults are not available yet: leave out the '?' and what follows it")
     scheme, colon, rest = driver.partition(":")
     if not colon or _PCI_ADDRESS.fullmatch(driver):
         scheme, rest = "dpdk", driver
@@ -84,10 +107,21 @@ def _parse_faults(text: str, query: str) -> dict[str, str]:
         key, equals, value = part.partition("=")
         if not equals or not value or not _FAULT_NAME.fullmatch(key):
             _refuse(text, f"{part!r} after the '?' is not of the form key=value")
+        _check_key(text, key)
         if key in faults:
             _refuse(text, f"{key!r} is given twice")
         faults[key] = value
     return faults
+
+
+def _check_key(text: str, key: str) -> None:
+    direction, dot, name = key.rpartition(".")
+    if name in FAULT_KEYS and (not dot or (direction in DIRECTIONS and name != "seed")):
+        return
+    allowed = [*FAULT_KEYS, *(f"{way}.{word}" for way in DIRECTIONS for word in FAULT_KEYS[:-1])]
+    near = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(FAULT_KEYS)}"
+    _refuse(text, f"the fault layer has no {key!r}: {hint}")
 
 
 def _check_ifname(text: str, name: str) -> None:

@@ -7,6 +7,7 @@
 #include "faultnic.h"
 #include "nickit.h"
 #include "pcapng.h"
+#include "pcapnic.h"
 #include "shaper.h"
 #include "simnet.h"
 #include "tap.h"

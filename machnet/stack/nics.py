@@ -12,7 +12,6 @@ import errno
 import os
 import time
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
@@ -21,6 +20,7 @@ from machnet.stack.clock import Clock
 from machnet.stack.names import format_mac, parse_interface, parse_mac
 
 if TYPE_CHECKING:
+    from machnet.sim.nicstr import NicSpec
     from machnet.stack.stack import Stack
 
 __all__ = ["Capture", "Nic", "Tap", "Wire", "open_nic"]
@@ -36,11 +36,14 @@ class Nic:
     name: str
     #: Frames come from outside at their own time: a stack on it follows the clock.
     realtime = True
+    #: What it is that can't run in a thread of its own; None: it can.
+    stepped_only: str | None = None
 
     def __init__(self, handle: Any, name: str) -> None:
         self._handle = handle
         self.name = name
         self._user: weakref.ref[Stack] | None = None
+        self._wrapper: weakref.ref[Nic] | None = None
 
     @property
     def native(self) -> Any:
@@ -60,6 +63,34 @@ class Nic:
     def new_clock(self) -> Clock:
         """The clock for a stack on this NIC."""
         return Clock(realtime=True)
+
+    def prepare(self, ip: str, isn: int | None) -> int | None:
+        """A stack is about to be opened; called once for each.
+
+        Args:
+            ip: Its address.
+            isn: The initial sequence number of its connections, if that is fixed.
+
+        Returns:
+            The same, or the one that this NIC needs.
+        """
+        return isn
+
+    def hand_fed_wire(self) -> Wire | None:
+        """The wire that is fed by hand, if that is what this is."""
+        return None
+
+    def user(self) -> Stack | Nic | None:
+        """The stack, or the NIC around this one, that is open on it."""
+        stack = self._user() if self._user is not None else None
+        wrapper = self._wrapper() if self._wrapper is not None else None
+        if stack is not None and not stack.closed:
+            return stack
+        return wrapper if wrapper is not None and wrapper._handle is not None else None
+
+    def wrapped_by(self, wrapper: Nic) -> None:
+        """This NIC belongs to ``wrapper`` until that is closed."""
+        self._wrapper = weakref.ref(wrapper)
 
     def _info(self) -> Any:
         info = ffi.new("struct mn_nic_info *")
@@ -87,8 +118,8 @@ class Nic:
         """
         if self._handle is None:
             return
-        user = self._user() if self._user is not None else None
-        if user is not None and not user.closed:
+        user = self.user()
+        if user is not None:
             raise RuntimeError(f"{self} is in use by {user}: close that first")
         self._release()
         self._handle = None
@@ -142,6 +173,7 @@ class Wire(Nic):
         self._clock = clock
         #: Whether frames are injected and drained by hand.
         self.hand_fed = hand_fed
+        self.stepped_only = None if hand_fed else "the wires of a pair"
 
     @classmethod
     def pair(
@@ -174,6 +206,10 @@ class Wire(Nic):
     def new_clock(self) -> Clock:
         """A virtual clock; the wires of a pair have the same."""
         return self._clock if self._clock is not None else Clock(realtime=False)
+
+    def hand_fed_wire(self) -> Wire | None:
+        """This one, unless it is of a pair."""
+        return self if self.hand_fed else None
 
     def inject(self, frame: bytes) -> None:
         """Queue a copy of a frame to be received; `Stack.inject` also has it processed.
@@ -288,7 +324,7 @@ class Capture(Nic):
         self._inner = inner
         self.realtime = inner.realtime
         native = inner.native
-        self._writer = self._open_writer(Path(path))
+        self._writer = open_pcapng_file(path)
         name = ffi.new("char[]", inner.name.encode())
         config = ffi.new("struct mn_capture_config *")
         config.writer, config.if_name = self._writer, name
@@ -300,18 +336,6 @@ class Capture(Nic):
             lib.mn_pcapng_close(self._writer)
             raise os_error(-rc, f"capture to {path}")
         super().__init__(out[0], inner.name)
-
-    @staticmethod
-    def _open_writer(path: Path) -> Any:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        config, out = ffi.new("struct mn_pcapng_config *"), ffi.new("struct mn_pcapng **")
-        app = ffi.new("char[]", b"machnet")
-        config.fd, config.app = fd, app
-        rc = lib.mn_pcapng_open(config, out)
-        if rc < 0:
-            os.close(fd)
-            raise os_error(-rc, f"capture to {path}")
-        return out[0]
 
     def watchers(self) -> list[tuple[Any, Any]]:
         """The inner NIC's, and the capture's own for its stamps."""
@@ -331,6 +355,23 @@ class Capture(Nic):
             raise os_error(-rc, "the capture is incomplete")
 
 
+def open_pcapng_file(path: str | os.PathLike[str]) -> Any:
+    """A ``struct mn_pcapng *`` that writes to a new file; `lib.mn_pcapng_close` ends it.
+
+    Raises:
+        OSError: The file can't be written.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    config, out = ffi.new("struct mn_pcapng_config *"), ffi.new("struct mn_pcapng **")
+    app = ffi.new("char[]", b"machnet")
+    config.fd, config.app = fd, app
+    rc = lib.mn_pcapng_open(config, out)
+    if rc < 0:
+        os.close(fd)
+        raise os_error(-rc, f"capture to {path}")
+    return out[0]
+
+
 def open_nic(spec: str, mtu: int | None = None) -> Nic:
     """Open the NIC that a NIC string names, e.g. "tap:mn0".
 
@@ -345,13 +386,31 @@ def open_nic(spec: str, mtu: int | None = None) -> Nic:
     from machnet.sim.nicstr import parse_nic
 
     parsed = parse_nic(spec)
+    nic = _open_driver(parsed, mtu)
+    if not parsed.faults:
+        return nic
+    from machnet.sim.faulty import Faulty
+
+    try:
+        return Faulty.from_spec(nic, parsed)
+    except BaseException:
+        nic.close()
+        raise
+
+
+def _open_driver(parsed: NicSpec, mtu: int | None) -> Nic:
     if parsed.scheme == "tap":
-        return Tap(parsed.rest, mtu=mtu)
+        return Tap(parsed.rest, mtu=mtu, offload=not parsed.faults)
+    if parsed.scheme == "pcap":
+        from machnet.sim.pcap import Pcap
+
+        in_path, _, out_path = parsed.rest.partition(",")
+        return Pcap(in_path, out_path or None, mtu=mtu or 1500)
     if parsed.scheme == "wire":
         wire = Wire(mtu or 1500)
         wire.name = str(parsed)
         return wire
-    raise ValueError(f"NIC {spec!r}: the {parsed.scheme} driver is not available yet")
+    raise ValueError(f"NIC {str(parsed)!r}: the {parsed.scheme} driver is not available yet")
 
 
 def _wire_config(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# ruff: noqa: SLF001 (a NIC knows its stack)
+
 """Opening and closing an engine: configuration, secret, memory, and the order of the end."""
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def set_secret(config: Any, seed: int | None, *, virtual: bool) -> None:
 
 def check_unused(nic: Nic) -> None:
     """Refuse a NIC that another stack runs on."""
-    user = nic._user() if nic._user is not None else None
-    if user is not None and not user.closed:
+    user = nic.user()
+    if user is not None:
         raise ValueError(f"nic: {nic} is in use by {user}")
 
 

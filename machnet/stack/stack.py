@@ -104,9 +104,10 @@ class Stack:
                 raise ValueError(f"mtu: {base} has an MTU of {base.mtu} bytes already")
             check_unused(base)
             threaded = base.realtime if thread is None else thread
+            if threaded and base.stepped_only:
+                raise ValueError(f"thread: {base.stepped_only} can only be stepped")
+            isn = base.prepare(format_ip(config.ip), isn)
             clock = Clock(realtime=True) if threaded else base.new_clock()
-            if threaded and isinstance(base, Wire) and not base.hand_fed:
-                raise ValueError("thread: the wires of a pair can only be stepped")
             set_secret(config, seed, virtual=not clock.realtime)
             if pcap is not None:
                 owned.insert(0, Capture(base, pcap))
@@ -118,7 +119,7 @@ class Stack:
             raise
         self._config = config
         self._base = base
-        self._wire = base if isinstance(base, Wire) and base.hand_fed and not threaded else None
+        self._wire = None if threaded else base.hand_fed_wire()
         self._isn = isn
         self._threaded = threaded
         self._channel_spin_ns = _NEVER if poll == "busy" else int(_CHANNEL_SPIN_US * 1000)

@@ -48,13 +48,17 @@ def test_accepted(text: str, scheme: str, rest: str) -> None:
         ("tap:..", "'..'"),
         ("tap:mn 0", "blanks"),
         ("tap:mn0\n", "blanks"),
-        ("tap:mn0?loss=0.01", "link faults are not available yet"),
-        ("eth1?loss=0.01&latency=1ms", "link faults are not available yet"),
+        ("tap:mn0?losss=0.01", "the fault layer has no 'losss': did you mean 'loss'?"),
+        ("tap:mn0?tx.latncy=1ms", "did you mean 'tx.latency'?"),
+        ("tap:mn0?up.loss=1", "the fault layer has no 'up.loss'"),
+        ("tap:mn0?tx.=1", "the fault layer has no 'tx.'"),
+        ("tap:mn0?xyzzy=1", "it has latency, jitter, "),
+        ("tap:mn0?tx.seed=1", "the fault layer has no 'tx.seed'"),
         ("tap:mn0?", "'' after the '?' is not of the form key=value"),
         ("tap:mn0?loss", "'loss' after the '?' is not of the form key=value"),
         ("tap:mn0?loss=", "'loss=' after the '?'"),
         ("tap:mn0?=1", "'=1' after the '?'"),
-        ("tap:mn0?a=1&a=2", "'a' is given twice"),
+        ("tap:mn0?loss=1&loss=2", "'loss' is given twice"),
     ],
 )
 def test_refused_with_the_value_and_the_reason(text: str, why: str) -> None:
@@ -62,6 +66,21 @@ def test_refused_with_the_value_and_the_reason(text: str, why: str) -> None:
         parse_nic(text)
     assert str(caught.value).startswith(f"NIC {text!r}: ")
     assert why in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("tap:mn0?loss=0.01", {"loss": "0.01"}),
+        ("eth1?loss=1%&latency=1ms", {"loss": "1%", "latency": "1ms"}),
+        ("tap:mn0?tx.loss=0.5&rx.loss=0&loss=1", {"tx.loss": "0.5", "rx.loss": "0", "loss": "1"}),
+        ("pcap:a,b?queue=256p,64KiB&seed=7", {"queue": "256p,64KiB", "seed": "7"}),
+    ],
+)
+def test_faults(text: str, faults: dict[str, str]) -> None:
+    spec = parse_nic(text)
+    assert spec.faults == faults
+    assert parse_nic(str(spec)) == spec
 
 
 @given(st.text(max_size=30) | st.from_regex(r"(tap|pcap|wire|dpdk|x):[a-z0-9?&=:]{0,20}"))

@@ -57,9 +57,9 @@ def test_a_wrong_argument_is_named(arguments, error, text):
     ("nic", "text"),
     [
         ("eth1", "the dpdk driver is not available yet"),
-        ("pcap:file.pcap", "the pcap driver is not available yet"),
         ("tap:" + "x" * 16, "at most 15 bytes"),
-        ("wire:w?loss=0.1", "not available yet"),
+        ("wire:w?lost=0.1", "the fault layer has no 'lost': did you mean 'loss'?"),
+        ("wire:w?loss=2", "loss: '2' is no probability"),
         ("foo:bar", "there is no driver 'foo'"),
     ],
 )

@@ -131,13 +131,17 @@ void mn_group_remove(struct mn_group *g, struct mn_stack *s);
  */
 int mn_group_wait(struct mn_group *g, struct mn_stack *s, struct mn_app *app, uint64_t timeout_ns);
 
-/* One pass of the engine, where the engine runs. */
+/* One pass of the engine, where the engine runs; things done. A NIC that had something to send on
+ * has sent it: its neighbour is to be polled too. */
 static inline uint32_t mn_stack_pass(struct mn_stack *s, uint64_t now_ns)
 {
+    bool due;
+
     for (uint32_t i = 0; i < s->n_watchers; i++) {
         s->watchers[i].set_now(s->watchers[i].ctx, now_ns);
     }
-    return mn_engine_poll(s->engine, now_ns);
+    due = s->nic->wake_ns != 0 && s->nic->wake_ns <= now_ns;
+    return mn_engine_poll(s->engine, now_ns) + due;
 }
 
 /* When the stack wants its next pass: the engine, or frames that its NIC holds back. */
