@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from machnet.sim.units import Duration, duration_ns
 from machnet.testing.octets import flag_bits
 from machnet.testing.packet import Packet
-from machnet.testing.peer import ExpectationError
+from machnet.testing.peer import ExpectationError, Filter
 from machnet.testing.template import Want, tcp
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ class TcpScript:
         *,
         after: Duration = 0,
         skip: bool = False,
+        ignore: Iterable[Filter] = (),
         **fields: Want,
     ) -> Packet:
         """The next segment of this connection, which must come in time and match.
@@ -231,6 +233,7 @@ class TcpScript:
             within: Until when; None: the peer's patience.
             after: Not before.
             skip: Segments that don't match are thrown away, until one does.
+            ignore: These are thrown away; they see the numbers of the wire.
             fields: As for `machnet.testing.tcp`, in relative numbers; a ``payload`` that is a
                 number is so many octets of `pattern` at the segment's place in the stream.
 
@@ -248,6 +251,7 @@ class TcpScript:
             *(tcp(flags, **fields), within),
             after=after,
             skip=skip,
+            ignore=ignore,
             among=self._is_mine,
             view=self.view,
         )
@@ -274,7 +278,12 @@ class TcpScript:
         return self.expect("A", within, ack=number, length=0, **fields)
 
     def expect_data(
-        self, data: int | bytes, within: Duration | None = None, *, ack: bool = True
+        self,
+        data: int | bytes,
+        within: Duration | None = None,
+        *,
+        ack: bool = True,
+        repeats: bool = False,
     ) -> list[Packet]:
         """Segments in order that hold these data, however they are cut; each is acknowledged.
 
@@ -282,6 +291,8 @@ class TcpScript:
             data: Bytes, or how many of `pattern`.
             within: For all of them.
             ack: False: nothing is acknowledged. (A sender may then have to wait with the rest.)
+            repeats: What came before may come again, and is acknowledged again: for a peer in real
+                time, which may find our acknowledgements late.
 
         Raises:
             ExpectationError: Other data, out of order, too much, or not all of it in time.
@@ -292,22 +303,28 @@ class TcpScript:
         end = self.peer.now_ns + patience
         got, packets = b"", []
         while len(got) < len(data):
-            left = max(0, end - self.peer.now_ns)
-            packet = self.expect(
-                "A(PF)", left, seq=self.rcv_nxt, length=range(1, len(data) - len(got) + 1)
-            )
-            got += packet.payload
+            before, left = self.rcv_nxt, len(data) - len(got)
+            wanted: dict[str, Any] = {"seq": before, "length": range(1, left + 1)}
+            if repeats:
+                wanted = {"seq": _up_to(before), "length": range(1, 65536)}
+            packet = self.expect("A(PF)", max(0, end - self.peer.now_ns), **wanted)
+            got += packet.payload[(before - packet.seq) % _MOD :]
             packets.append(packet)
-            if not data.startswith(got):
-                wrong = next(at for at in range(len(got)) if got[at] != data[at])
-                raise ExpectationError(
-                    f"octet {wrong} of the data differs: expected 0x{data[wrong]:02x}, got "
-                    f"0x{got[wrong]:02x}\n{self.history()}",
-                    packet,
-                )
+            self._compare(got, data, packet)
             if ack:
                 self.ack()
         return packets
+
+    def _compare(self, got: bytes, data: bytes, packet: Packet) -> None:
+        if not data.startswith(got):
+            both = zip(got, data, strict=False)
+            at = next((at for at, (have, want) in enumerate(both) if have != want), len(data))
+            wanted = f"0x{data[at]:02x}" if at < len(data) else "nothing"
+            raise ExpectationError(
+                f"octet {at} of the data differs: expected {wanted}, got 0x{got[at]:02x}\n"
+                f"{self.history()}",
+                packet,
+            )
 
     def expect_fin(self, within: Duration | None = None, **fields: Want) -> Packet:
         """A FIN with ACK, without data unless ``length`` or ``payload`` is given."""
@@ -373,6 +390,14 @@ class TcpScript:
     def history(self, last: int = 20) -> str:
         """The last packets of the peer, those of this connection in relative numbers."""
         return self.peer.history(last, self.view)
+
+
+def _up_to(number: int) -> Want:
+    def inside(seq: int) -> bool:
+        return _distance((seq - number) % _MOD) <= 0
+
+    inside.__doc__ = f"at most {number}"
+    return inside
 
 
 def _distance(number: int) -> int:

@@ -140,6 +140,19 @@ def test_numbers_stand_for_the_pattern(bench: Bench) -> None:
     assert "the data at 4001 are not the stream's" in error_of(lambda: c.expect(payload=15))
 
 
+def test_repeats_are_passed_over_where_they_may_be(bench: Bench) -> None:
+    c, sock = bench.open()
+    sock.send(b"abc")
+    c.expect_data(b"abc", ack=False)
+    bench.peer.sleep("300ms")
+    sock.send(b"def")
+    c.expect_data(b"def", "2s", repeats=True)
+    sock.send(b"ghi")
+    c.expect_data(b"ghi", ack=False)
+    bench.peer.sleep("300ms")
+    assert "  tcp.seq  10      7" in error_of(lambda: c.expect_data(b"jkl"))
+
+
 def test_forced_fields_and_numbers(bench: Bench) -> None:
     c, sock = bench.open()
     c.send("A", b"lost", csum=1)
