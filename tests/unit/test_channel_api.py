@@ -408,3 +408,21 @@ def test_options_of_a_flow(net):
     with pytest.raises(OSError, match="option") as caught:
         net.client.get_option(flow, lib.MN_OPT_TTL)
     assert caught.value.errno == errno.ENOTCONN
+
+
+@pytest.mark.parametrize("closes", [False, True])
+@pytest.mark.parametrize("before", range(8, 20))
+def test_an_empty_message_that_waits_for_a_buffer_arrives(before: int, closes: bool) -> None:
+    """Its prefix is all there is of it: nothing that comes later would call for it again."""
+    with make_net("pair") as net:
+        server = net.server_stack.attach(rx_bufs=16)
+        server.listen(net.server_stack.ip, 889, protocol="tcp")
+        flow = net.connect(889)
+        for _ in range(before):
+            net.client.send(flow, b"x")
+        net.client.send(flow, b"")
+        if closes:
+            flow.close()
+        net.pass_time(100 * MS)
+        got = [server.recv(timeout=5).data for _ in range(before + 1)]
+        assert got == [b"x"] * before + [b""]

@@ -52,6 +52,17 @@ static bool prefix_in(struct mn_engine *e, struct mn_tcb *t, struct mn_slot *s, 
     return true;
 }
 
+/* An empty message has to wait for its buffer. With its whole prefix taken nothing would call for
+ * it again, and the peer's FIN could overtake it: so the last byte stays with TCP meanwhile. */
+static uint32_t keep_byte(struct mn_slot *s)
+{
+    if (s->msg_len > 0 || (s->flags & MN_SF_BLOCKED) == 0) {
+        return 0;
+    }
+    s->flags |= MN_SF_KEPT;
+    return 1;
+}
+
 /* Copies body bytes into the message's buffers, which were promised. */
 static uint32_t body_in(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s, const uint8_t *p,
                         uint32_t len)
@@ -141,6 +152,7 @@ uint32_t mn_framing_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, 
                 break;
             }
             if (!mn_lane_reserve(e, l, s)) {
+                done -= keep_byte(s);
                 break;
             }
             if (s->msg_len > 0) {
@@ -149,6 +161,10 @@ uint32_t mn_framing_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, 
         } else if ((s->flags & (MN_SF_WAIT_LARGE | MN_SF_BLOCKED)) != 0 &&
                    !mn_lane_reserve(e, l, s)) {
             break;
+        }
+        if (MN_UNLIKELY((s->flags & MN_SF_KEPT) != 0)) {
+            s->flags &= ~MN_SF_KEPT;
+            done++;
         }
         done += body_in(e, l, s, p + done, len - done);
     }

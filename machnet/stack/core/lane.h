@@ -49,6 +49,7 @@ enum mn_slot_state {
 #define MN_SF_SHUT       (1u << 10) /* FIN queued */
 #define MN_SF_EOF        (1u << 11) /* the peer's FIN came */
 #define MN_SF_RELEASED   (1u << 12) /* the application has seen END */
+#define MN_SF_KEPT       (1u << 13) /* TCP still has the last byte of the prefix */
 
 struct mn_slot {
     uint32_t tcb; /* MN_NIL: none (any more) */
