@@ -122,7 +122,7 @@ class DataCalls:
         file, size = self.file(values, call), values.number(call.args[2])
         flags = values.number(call.args[3])
         return self._reader(
-            file, [(call.args[1], size)], flags, lambda count: _receive(file, count, flags)
+            file, [(call.args[1], size)], flags, lambda count: self._receive(file, count, flags)
         )
 
     _do_recvfrom = _do_recv
@@ -131,7 +131,12 @@ class DataCalls:
         file = self.file(values, call)
         buffers, _ = values.message(call.args[1])
         flags = values.number(call.args[2])
-        return self._reader(file, buffers, flags, lambda count: _receive(file, count, flags))
+        return self._reader(file, buffers, flags, lambda count: self._receive(file, count, flags))
+
+    def _receive(self, file: Descriptor, count: int, flags: int) -> bytes:
+        if not self.arm.realtime:
+            flags &= ~socket.MSG_WAITALL  # sockets that never wait don't know it; `_reader` does
+        return bytes(file.sock.recv(count, flags))
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -211,10 +216,6 @@ class DataCalls:
             file, buffers, flags,
             lambda data: int(file.sock.send(data, flags | socket.MSG_NOSIGNAL)),
         )  # fmt: skip
-
-
-def _receive(file: Descriptor, count: int, flags: int) -> bytes:
-    return bytes(file.sock.recv(count, flags))
 
 
 class _NoSocket:

@@ -239,6 +239,8 @@ def _segment(lines: list[str], spec: TcpPacket, packet: Packet, flow: Flow) -> N
     assert tcp is not None
     seq = (tcp.seq - flow.offset) % _MOD
     found_flags = flags_text(tcp.flags)
+    if spec.any_push:
+        found_flags = found_flags.replace("P", "")
     if found_flags != spec.flags:
         _differ(lines, "flags", spec.flags or "-", found_flags or "-")
     if seq != spec.seq:

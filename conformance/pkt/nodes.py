@@ -163,6 +163,7 @@ class TcpPacket:
         flags: Letters of "FSRPUEW." in this order, each at most once.
         options: None: any (``<...>``).
         more_options: The list ended with ``...``: others may be there.
+        any_push: ``P?``: whether PSH is set does not matter.
         ports: Source and destination; None: those of the current connection.
     """
 
@@ -176,6 +177,7 @@ class TcpPacket:
     options: tuple[TcpOption, ...] | None
     more_options: bool = False
     ports: tuple[int, int] | None = None
+    any_push: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,8 @@ def describe(body: TcpPacket | UdpPacket | IcmpPacket) -> str:
         return f"udp ({body.length})"
     if isinstance(body, IcmpPacket):
         return f"icmp {body.type_name} code {body.code}"
-    words = [body.flags or "-", f"{body.seq}:{body.end}({body.length})"]
+    flags = ("P?" if body.any_push else "") + body.flags
+    words = [flags or "-", f"{body.seq}:{body.end}({body.length})"]
     for name, value in (("ack", body.ack), ("win", body.window), ("urg", body.urgent)):
         if value is not None:
             words.append(f"{name} {value}")

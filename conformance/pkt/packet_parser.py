@@ -80,7 +80,7 @@ def _tcp(cursor: Cursor, inbound: bool) -> TcpPacket:
         source = cursor.integer("a port", 65535)
         cursor.take()
         ports = source, cursor.integer("a port", 65535)
-    flags = _flags(cursor)
+    flags, any_push = _flags(cursor, inbound)
     seq, end, length = _sequence(cursor)
     ack = window = urgent = None
     if cursor.accept("ack"):
@@ -99,17 +99,17 @@ def _tcp(cursor: Cursor, inbound: bool) -> TcpPacket:
             cursor.error("'...' in the options is for packets that are expected ('>') only", where)
     if cursor.at("{"):
         cursor.unsupported("fuzzing of packets")
-    return TcpPacket(flags, seq, end, length, ack, window, urgent, options, more, ports)
+    return TcpPacket(flags, seq, end, length, ack, window, urgent, options, more, ports, any_push)
 
 
-def _flags(cursor: Cursor) -> str:
+def _flags(cursor: Cursor, inbound: bool) -> tuple[str, bool]:
     what = "TCP flags: letters of FSRPUEW, '.' for ACK, or '-' for none"
     start = cursor.token
     text, end = "", start.start
     # Flags are one word, although they are several tokens.
     while cursor.token.start == end and cursor.token.kind in {"name", "mark", "float", "integer"}:
         token = cursor.tokens[cursor.index]
-        if token.kind == "mark" and token.text not in ".-":
+        if token.kind == "mark" and token.text not in ".-?":
             break
         text, end = text + token.text, token.end
         cursor.index += 1
@@ -118,10 +118,14 @@ def _flags(cursor: Cursor) -> str:
     if any(letter in "01234567AN" for letter in text) and set(text) <= set(FLAGS + "AN01234567"):
         cursor.unsupported(f"accurate ECN (the flags {text!r})", start.where)
     if text == "-":
-        return ""
+        return "", False
+    any_push = "P?" in text
+    if any_push and inbound:
+        cursor.error("'P?' is for packets that are expected ('>') only", start.where)
+    text = text.replace("P?", "")
     if set(text) - set(FLAGS) or len(set(text)) != len(text):
         cursor.error(f"expected {what}, found '{text}'", start.where)
-    return "".join(flag for flag in FLAGS if flag in text)
+    return "".join(flag for flag in FLAGS if flag in text), any_push
 
 
 def _sequence(cursor: Cursor) -> tuple[int, int, int]:

@@ -237,7 +237,10 @@ class _Runner:
             frame = udp_frame(body, packet.ip, flow, ends)
         text = flow.text(Frame(frame), inbound=True)
         self.log.add(self._script_time(self.arm.now_ns), "<", text)
-        self.arm.send(frame)
+        try:
+            self.arm.send(frame)
+        except (OSError, ValueError) as error:
+            self._fail("the packet can't be sent", [str(error)])
         self.arm.settle()
         self._note_frames()
         if self._pending is not None:
@@ -255,6 +258,9 @@ class _Runner:
             earliest = base + time.start_ns - self.tolerance_ns
             latest = base + (time.start_ns if time.end_ns is None else time.end_ns)
             latest += self.tolerance_ns
+            if self.arm.realtime:
+                # The kernel's timers may be late by an eighth: its wheel gets coarser further out.
+                latest += max(latest - self.base_ns, 0) // 8
             until = max(latest, self.arm.now_ns)
             if self.arm.realtime:
                 until += _LATE_NS  # so that a late one is shown as late
