@@ -113,6 +113,7 @@ class _Runner:
         self.base_ns = self.start_ns
         self._logged = 0
         self._pending: tuple[Pending, Job, Event, int] | None = None
+        self._call_slack = 0
         configuration = setup.configuration
         self.calls = Calls(
             arm,
@@ -170,6 +171,10 @@ class _Runner:
 
     def _script_time(self, t_ns: int) -> int:
         return t_ns - self.start_ns
+
+    def _timer_slack(self, wait_ns: int) -> int:
+        """A kernel's timer may be late by an eighth: its wheel gets coarser further out."""
+        return max(wait_ns, 0) // 8 if self.arm.realtime else 0
 
     def _wait_until(self, until_ns: int) -> None:
         while True:
@@ -258,9 +263,7 @@ class _Runner:
             earliest = base + time.start_ns - self.tolerance_ns
             latest = base + (time.start_ns if time.end_ns is None else time.end_ns)
             latest += self.tolerance_ns
-            if self.arm.realtime:
-                # The kernel's timers may be late by an eighth: its wheel gets coarser further out.
-                latest += max(latest - self.base_ns, 0) // 8
+            latest += self._timer_slack(latest - self.base_ns)
             until = max(latest, self.arm.now_ns)
             if self.arm.realtime:
                 until += _LATE_NS  # so that a late one is shown as late
@@ -373,6 +376,7 @@ class _Runner:
         pending = self.arm.start(job.work, blocking=job.blocking)
         offset = 0 if call.end_ns is None else call.end_ns - event.time.start_ns
         self._pending = pending, job, event, began_ns + offset
+        self._call_slack = self._timer_slack(offset)
         if call.end_ns is None or pending.done:
             self._finish_pending()
         if call.name == "socket":
@@ -385,7 +389,9 @@ class _Runner:
         pending, job, event, end_ns = self._pending
         call = event.action
         assert isinstance(call, Call)
-        until = end_ns + self.tolerance_ns + (_LATE_NS if self.arm.realtime else 0)
+        until = (
+            end_ns + self.tolerance_ns + self._call_slack + (_LATE_NS if self.arm.realtime else 0)
+        )
         while not pending.done:
             if self.arm.now_ns >= until:
                 self.event = event
@@ -417,7 +423,8 @@ class _Runner:
         elif call.errno and errno_number(call.errno) != errno_number(error or ""):
             lines.append(f"errno: expected {call.errno}, found {error or 'none'}")
         off = pending.ended_ns - end_ns
-        if abs(off) > self.tolerance_ns and (call.end_ns is not None or not self.arm.realtime):
+        timed = call.end_ns is not None or not self.arm.realtime
+        if timed and not -self.tolerance_ns <= off <= self.tolerance_ns + self._call_slack:
             lines.append(
                 f"time of its return: expected {seconds(end_ns - self.start_ns)} +- "
                 f"{seconds(self.tolerance_ns)}, found {seconds(self._script_time(pending.ended_ns))}"
