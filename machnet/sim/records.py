@@ -52,6 +52,9 @@ class PacketRecord:
     dropped: bool
     nth: int
 
+    def __repr__(self) -> str:
+        return f"<PacketRecord {str(self).strip()}>"
+
     def __str__(self) -> str:
         """One line in the style of tcpdump."""
         from machnet.testing import Packet
