@@ -49,6 +49,19 @@ static inline struct simpkt *simpkt_of(struct mn_pkt *pkt)
     return (struct simpkt *)(void *)pkt;
 }
 
+/* The record's entry of a frame on its way (the lower half of its number) is where offsets of
+ * unfinished frames would be: there are none here. */
+static inline void sim_set_record(struct mn_pkt *pkt, uint32_t seq)
+{
+    pkt->l4_off = (uint16_t)(seq >> 16);
+    pkt->csum_off = (uint16_t)seq;
+}
+
+static inline uint32_t sim_get_record(const struct mn_pkt *pkt)
+{
+    return (uint32_t)pkt->l4_off << 16 | pkt->csum_off;
+}
+
 /* Packets linked by mn_pkt.link. */
 struct pktlist {
     struct mn_pkt *head, *tail;
@@ -246,8 +259,9 @@ void mactab_fini(struct mactab *t);
 /* simnet_rec.c */
 int sim_record_new(struct mn_simnet *net, uint32_t pkts, uint32_t snap);
 void sim_record_free(struct mn_simnet *net);
-/* r->seq and kept are filled in. */
-void sim_record_add(struct mn_simnet *net, struct mn_sim_record *r, const uint8_t *frame);
+/* Of a frame as it leaves a node, and as it reaches one; r->seq and kept are filled in. */
+void sim_record_out(struct mn_simnet *net, struct mn_sim_record *r, struct mn_pkt *pkt);
+void sim_record_in(struct mn_simnet *net, struct mn_sim_record *r, const struct mn_pkt *pkt);
 /* A node more: its interface in the capture. */
 int sim_record_node(struct mn_simnet *net, const struct simnode *node);
 

@@ -123,7 +123,7 @@ void sim_dir_drain(struct simdir *d)
     d->n_held = 0;
 }
 
-static void record_out(struct simdir *d, const struct mn_pkt *pkt, const struct mn_verdict *v,
+static void record_out(struct simdir *d, struct mn_pkt *pkt, const struct mn_verdict *v,
                        uint64_t delay_ns, int rule)
 {
     struct mn_sim_record r = {
@@ -146,7 +146,7 @@ static void record_out(struct simdir *d, const struct mn_pkt *pkt, const struct 
     if ((v->faults & MN_FAULT_BIT(MN_FAULT_REORDER)) != 0) {
         r.delay_ns += d->shaper.shape.reorder_ns;
     }
-    sim_record_add(d->net, &r, pkt->data);
+    sim_record_out(d->net, &r, pkt);
 }
 
 #define DRAWN                                                                                      \
@@ -303,7 +303,7 @@ static void lose_at(struct simnode *node, struct mn_pkt *pkt)
 
     node->net->stats.dropped++;
     if (sim_recording(node->net)) {
-        sim_record_add(node->net, &r, pkt->data);
+        sim_record_out(node->net, &r, pkt);
     }
     sim_free_pkt(node->net, pkt);
 }
@@ -430,7 +430,7 @@ static void record_in(struct simdir *d, struct mn_pkt *pkt, enum mn_fault refuse
         .len = pkt->len,
     };
 
-    sim_record_add(d->net, &r, pkt->data);
+    sim_record_in(d->net, &r, pkt);
 }
 
 void sim_arrive(struct simdir *d, struct mn_pkt *pkt)

@@ -3,7 +3,7 @@
  *
  * The bytes lie in slots of three sizes, so that a record of many short frames takes little room;
  * each size's memory is handed out from the bottom and given back to a stack, and what is not used
- * is not touched. */
+ * is not touched. A frame that came in as it went out shares the slot of that entry. */
 #include "simnet_int.h"
 
 #include <fcntl.h>
@@ -16,19 +16,20 @@
 #define SMALL_BYTES 128u
 #define FRAME_BYTES 1536u
 #define FATE_BYTES  192u
-#define NO_SLOT     UINT32_MAX
 
 struct slots {
     uint8_t *mem;
     uint64_t mem_bytes;
+    uint8_t *users; /* of each slot: entries that refer to it */
+    uint32_t *free; /* a stack of those that were given back */
+    uint32_t n_free;
     uint32_t size; /* of each */
     uint32_t high; /* those below were used */
-    uint32_t free; /* the last one that was given back; in its first bytes, the one before */
 };
 
 struct rec {
     struct mn_sim_record r;
-    uint32_t class, slot;
+    uint32_t cls, slot;
 };
 
 struct record {
@@ -141,8 +142,10 @@ static int slots_init(struct slots *s, uint32_t size, uint32_t n)
     if (mem == MAP_FAILED) {
         return -ENOMEM;
     }
-    *s = (struct slots){.mem = mem, .mem_bytes = bytes, .size = size, .free = NO_SLOT};
-    return 0;
+    *s = (struct slots){.mem = mem, .mem_bytes = bytes, .size = size};
+    s->users = calloc(n, sizeof(*s->users));
+    s->free = calloc(n, sizeof(*s->free));
+    return s->users != NULL && s->free != NULL ? 0 : -ENOMEM;
 }
 
 static inline uint8_t *slot_at(const struct slots *s, uint32_t i)
@@ -152,19 +155,17 @@ static inline uint8_t *slot_at(const struct slots *s, uint32_t i)
 
 static uint32_t slot_get(struct slots *s)
 {
-    uint32_t i = s->free;
+    uint32_t i = s->n_free > 0 ? s->free[--s->n_free] : s->high++;
 
-    if (i == NO_SLOT) {
-        return s->high++;
-    }
-    memcpy(&s->free, slot_at(s, i), sizeof(s->free));
+    s->users[i] = 1;
     return i;
 }
 
 static void slot_put(struct slots *s, uint32_t i)
 {
-    memcpy(slot_at(s, i), &s->free, sizeof(s->free));
-    s->free = i;
+    if (--s->users[i] == 0) {
+        s->free[s->n_free++] = i;
+    }
 }
 
 static void ring_free(struct record *rec)
@@ -173,6 +174,8 @@ static void ring_free(struct record *rec)
         if (rec->slots[i].mem != NULL) {
             (void)munmap(rec->slots[i].mem, rec->slots[i].mem_bytes);
         }
+        free(rec->slots[i].users);
+        free(rec->slots[i].free);
     }
     free(rec->ring);
     free(rec);
@@ -215,23 +218,52 @@ void sim_record_free(struct mn_simnet *net)
     }
 }
 
-static void ring_add(struct record *rec, struct mn_sim_record *r, const uint8_t *frame)
+/* The entry in which a frame went out, if it is still kept and the frame came in unchanged. */
+static const struct rec *ring_same(const struct record *rec, const struct mn_sim_record *in,
+                                   uint32_t out_seq)
+{
+    uint64_t seq = (rec->next & ~(uint64_t)UINT32_MAX) | out_seq;
+    const struct rec *e;
+
+    if (seq >= rec->next || seq + rec->pkts <= rec->next) {
+        return NULL;
+    }
+    e = &rec->ring[seq % rec->pkts];
+    return e->r.out != 0 && e->r.link == in->link && e->r.dir == in->dir &&
+                   e->r.frame_no == in->frame_no && e->r.len == in->len &&
+                   (e->r.faults & MN_FAULT_BIT(MN_FAULT_CORRUPT)) == 0 &&
+                   rec->slots[e->cls].users[e->slot] < UINT8_MAX
+               ? e
+               : NULL;
+}
+
+/* same: shares its bytes; may be NULL. */
+static void ring_add(struct record *rec, struct mn_sim_record *r, const uint8_t *frame,
+                     const struct rec *same)
 {
     struct rec *e = &rec->ring[rec->next % rec->pkts];
-    uint32_t class = 0;
+    uint32_t cls = 0, slot = 0;
 
+    r->kept = mn_min_u32(r->len, rec->snap);
+    if (same != NULL) {
+        cls = same->cls;
+        slot = same->slot;
+        rec->slots[cls].users[slot]++;
+    }
     if (rec->next >= rec->pkts) {
-        slot_put(&rec->slots[e->class], e->slot);
+        slot_put(&rec->slots[e->cls], e->slot);
+    }
+    if (same == NULL) {
+        while (rec->slots[cls].size < r->kept) {
+            cls++;
+        }
+        slot = slot_get(&rec->slots[cls]);
+        memcpy(slot_at(&rec->slots[cls], slot), frame, r->kept);
     }
     r->seq = rec->next++;
-    r->kept = mn_min_u32(r->len, rec->snap);
-    while (rec->slots[class].size < r->kept) {
-        class ++;
-    }
     e->r = *r;
-    e->class = class;
-    e->slot = slot_get(&rec->slots[class]);
-    memcpy(slot_at(&rec->slots[class], e->slot), frame, r->kept);
+    e->cls = cls;
+    e->slot = slot;
 }
 
 uint64_t mn_simnet_recorded(const struct mn_simnet *net)
@@ -256,7 +288,7 @@ static const struct rec *ring_find(const struct mn_simnet *net, uint64_t seq)
 
 static const uint8_t *rec_bytes(const struct record *rec, const struct rec *e)
 {
-    return slot_at(&rec->slots[e->class], e->slot);
+    return slot_at(&rec->slots[e->cls], e->slot);
 }
 
 int mn_simnet_record(const struct mn_simnet *net, uint64_t seq, struct mn_sim_record *out,
@@ -325,13 +357,24 @@ static void file_add(struct mn_pcapng *file, const struct mn_sim_record *r, cons
                           frame); /* what is not written is counted and told at the end */
 }
 
-void sim_record_add(struct mn_simnet *net, struct mn_sim_record *r, const uint8_t *frame)
+void sim_record_out(struct mn_simnet *net, struct mn_sim_record *r, struct mn_pkt *pkt)
 {
     if (net->record != NULL) {
-        ring_add(net->record, r, frame);
+        sim_set_record(pkt, (uint32_t)net->record->next);
+        ring_add(net->record, r, pkt->data, NULL);
     }
     if (net->capture != NULL) {
-        file_add(net->capture, r, frame, r->len);
+        file_add(net->capture, r, pkt->data, r->len);
+    }
+}
+
+void sim_record_in(struct mn_simnet *net, struct mn_sim_record *r, const struct mn_pkt *pkt)
+{
+    if (net->record != NULL) {
+        ring_add(net->record, r, pkt->data, ring_same(net->record, r, sim_get_record(pkt)));
+    }
+    if (net->capture != NULL) {
+        file_add(net->capture, r, pkt->data, r->len);
     }
 }
 

@@ -93,7 +93,7 @@ class Host:
         token = lib.mn_chan_listen(self.attach(), self.ip, port, proto, 16)
         event = self.answer(token)
         assert event.status == 0
-        return int(event.flow)
+        return int(event.value)
 
     def connect(self, to: Host, port: int, proto: int = lib.MN_PROTO_TCP) -> int:
         token = lib.mn_chan_connect(self.attach(), self.ip, 0, to.ip, port, proto, 30_000)
