@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from machnet import Stack
-from machnet.sim import Wire
+from machnet.sim import Network, Wire
 from machnet.testing import (
     ANY,
     ExpectationError,
@@ -176,6 +176,25 @@ class TestWithAStack:
             assert WirePort(other).ip == "10.0.0.2"
         with pytest.raises(TypeError, match="is no port"):
             RawPeer(object())
+
+
+def test_a_raw_host_of_a_network_is_a_port() -> None:
+    with Network(seed=3) as net:
+        host, raw = net.host("10.0.0.2"), net.raw_host("10.0.0.9")
+        net.link(host, raw, latency="50us")
+        peer = RawPeer(raw, remote_ip="10.0.0.2")
+        asked = peer.send(icmp("echo-request", id=1))
+        assert asked.eth_dst == host.mac
+        answer = peer.expect(icmp("echo-reply", id=1), within="1ms", after="90us")
+        assert (answer.t_ns or 0) - (asked.t_ns or 0) in range(100_000, 102_000)
+        listening = host.socket()
+        listening.bind(("10.0.0.2", 80))
+        listening.listen(1)
+        c = peer.tcp(80).handshake()
+        net.advance("1ms")
+        listening.accept()[0].send(b"hello")
+        c.expect_data(b"hello")
+        peer.expect_nothing("1s")
 
 
 class TestExpectations:
