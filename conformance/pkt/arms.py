@@ -93,6 +93,9 @@ class Arm(Protocol):
     def socket(self, family: int, kind: int, protocol: int) -> Any:
         """A new socket, with the methods of ``socket.socket``."""
 
+    def adopt(self, sock: Any) -> None:
+        """Learn of a socket that accept returned."""
+
     def set_nonblocking(self, sock: Any, on: bool) -> None:
         """O_NONBLOCK of a socket."""
 
@@ -114,8 +117,8 @@ class Arm(Protocol):
     def sysctl(self, name: str, value: str) -> None:
         """Set a sysctl; `ValueError` says why not."""
 
-    def shell(self, command: str) -> None:
-        """Run a shell command; `ValueError` says why not."""
+    def shell(self, command: str, folder: str) -> None:
+        """Run a shell command in a directory; `ValueError` says why not."""
 
     def close(self) -> None:
         """Let go of everything."""

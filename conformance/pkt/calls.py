@@ -138,6 +138,7 @@ class Calls(DataCalls):
             made = Descriptor(number, sock, nonblocking=bool(flags & socket.SOCK_NONBLOCK))
             self.arm.set_nonblocking(sock, made.nonblocking)
             self.files[number] = self.under_test = made
+            self.arm.adopt(sock)
             if wanted is not None and wanted != address:
                 self.complain(f"peer's address: expected {wanted}, found {address}")
             return number

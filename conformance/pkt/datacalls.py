@@ -129,7 +129,9 @@ class DataCalls:
 
     def _do_recvmsg(self, values: Values, call: Call) -> Job:
         file = self.file(values, call)
-        buffers, _ = values.message(call.args[1])
+        buffers, wanted = values.message(call.args[1])
+        if wanted:
+            raise self.unsupported(values, "msg_flags other than 0 of what was received")
         flags = values.number(call.args[2])
         return self._reader(file, buffers, flags, lambda count: self._receive(file, count, flags))
 

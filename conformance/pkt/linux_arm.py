@@ -236,6 +236,9 @@ class LinuxArm:
         """A kernel socket of the namespace."""
         return self.host.socket(family, kind, protocol)
 
+    def adopt(self, sock: Any) -> None:
+        """The kernel knows it."""
+
     def set_nonblocking(self, sock: Any, on: bool) -> None:
         """O_NONBLOCK."""
         sock.setblocking(not on)
@@ -273,9 +276,9 @@ class LinuxArm:
         except KernelHostError as error:
             raise ValueError(str(error)) from error
 
-    def shell(self, command: str) -> None:
+    def shell(self, command: str, folder: str) -> None:
         """Run a command in the namespace."""
-        done = self.host.run(["sh", "-c", command], check=False)
+        done = self.host.run(["sh", "-c", command], check=False, cwd=folder)
         if done.returncode != 0:
             said = f"{done.stdout}{done.stderr}".strip()
             raise ValueError(f"`{command}` ended with status {done.returncode}: {said}")

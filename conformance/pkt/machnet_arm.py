@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import select
@@ -134,6 +135,7 @@ class MachnetArm:
             configuration.local_ip, self.stack.mac, configuration.remote_ip, REMOTE_MAC
         )
         self.frames: list[tuple[int, bytes]] = []
+        self._accepted: set[tuple[tuple[str, int], tuple[str, int]]] = set()
 
     @staticmethod
     def _setting(name: str, value: str) -> dict[str, Any]:
@@ -197,6 +199,11 @@ class MachnetArm:
             raise ValueError("machnet has sockets for AF_INET, SOCK_STREAM only")
         return self.stack.socket()
 
+    def adopt(self, sock: Any) -> None:
+        """Its connection no longer waits to be accepted."""
+        with contextlib.suppress(OSError):  # it may have ended
+            self._accepted.add((sock.getsockname(), sock.getpeername()))
+
     def set_nonblocking(self, sock: Any, on: bool) -> None:
         """They never block; whether they seem to is the executor's to remember."""
 
@@ -233,7 +240,10 @@ class MachnetArm:
         if info is None:
             if sock.getsockname()[1] == 0:
                 return select.POLLOUT | select.POLLHUP  # never connected
-            return select.POLLIN | select.POLLOUT | select.POLLRDHUP | select.POLLHUP
+            # What ended it is told by the next call, and by poll until then.
+            untold = sock._flow is not None and not sock._failed and sock._flow.error  # noqa: SLF001
+            error = select.POLLERR if untold not in {False, errno.ENOTCONN} else 0
+            return select.POLLIN | select.POLLOUT | select.POLLRDHUP | select.POLLHUP | error
         if info.state == "LISTEN":
             return self._listener_events(info)
         if info.state in {"SYN-SENT", "SYN-RECEIVED"}:
@@ -246,10 +256,11 @@ class MachnetArm:
         return events
 
     def _listener_events(self, listener: Any) -> int:
-        accepted = {"ESTABLISHED", "CLOSE-WAIT"}
-        port = listener.local[1]
+        port, complete = listener.local[1], {"ESTABLISHED", "CLOSE-WAIT"}
         waiting = any(
-            info.local[1] == port and info.flow == 0 and info.state in accepted
+            info.local[1] == port
+            and info.state in complete
+            and (info.local, info.remote) not in self._accepted
             for info in self.stack.sockets()
         )
         return select.POLLIN if waiting else 0
@@ -266,8 +277,9 @@ class MachnetArm:
         if self._setting(name, value):
             raise ValueError(f"sysctl {name}: machnet takes it before the first system call only")
 
-    def shell(self, command: str) -> None:
+    def shell(self, command: str, folder: str) -> None:
         """There is no shell inside."""
+        del folder
         raise ValueError(f"`{command}`: shell commands are for the Linux arm only")
 
     def close(self) -> None:

@@ -196,7 +196,7 @@ class IcmpPacket:
         type: Its number.
         code: Its code.
         mtu: Of "frag_needed".
-        seq: Sequence number that is quoted; None: the first that is unacknowledged.
+        seq: Sequence number that is quoted; None: that of the stack's SYN.
         length: Payload bytes of the packet that is quoted.
         udp: A UDP packet is quoted.
     """

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from machnet.testing import Packet as Frame
@@ -328,7 +329,8 @@ class _Runner:
         if flow is None:
             # Only a SYN begins a connection of the stack's own; the rest belongs to nobody.
             is_syn = frame.tcp is not None and frame.flags in {"S", "SEC"}
-            if (opens and is_syn) or (self.flow is None and not self.flows):
+            ours = frame.udp is not None and not isinstance(body, TcpPacket)
+            if ours or (opens and is_syn) or (self.flow is None and not self.flows):
                 return self._new_flow(frame.sport, frame.dport, active=True)
             return None
         if flow is self.flow:
@@ -454,7 +456,7 @@ class _Runner:
         sysctls = sysctls_of(command.text)
         try:
             if sysctls is None:
-                self.arm.shell(command.text)
+                self.arm.shell(command.text, str(Path(self.script.source).parent))
             for name, value in sysctls or ():
                 self.arm.sysctl(name, value)
         except ValueError as error:
