@@ -29,7 +29,7 @@ from machnet.cli._flags import (
 )
 from machnet.cli._report import Reporter, reason_text
 from machnet.cli._run import RunError, run
-from machnet.stack.nics import Nic, Tap, open_nic
+from machnet.stack.nics import Nic, Tap, with_faults
 from machnet.stack.stack import Stack
 
 TOOL = "msg_gen"
@@ -42,7 +42,7 @@ _KEEPALIVE = (
     (lib.MN_OPT_KEEPCNT, 3),
     (lib.MN_OPT_KEEPALIVE, 1),
 )
-_TAP_FD = re.compile(r"tap:fd=(\d{1,9})")
+_TAP_FD = re.compile(r"tap:fd=(\d{1,9})(?=\?|$)")
 
 
 class _NicParam(click.types.StringParamType):
@@ -52,32 +52,32 @@ class _NicParam(click.types.StringParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the string; anything else than a NIC that can be opened is a usage error."""
+        from machnet.sim.faulty import check_faults
         from machnet.sim.nicstr import parse_nic
 
         text = str(value)
-        if _TAP_FD.fullmatch(text):
-            return text
         try:
             parsed = parse_nic(text)
+            check_faults(parsed)
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
         if parsed.scheme != "tap":
-            self.fail(
-                f"{text!r}: the {parsed.scheme} driver is not available yet; use tap:NAME.",
-                param,
-                ctx,
+            why = (
+                "not available yet" if parsed.scheme == "dpdk" else "not one that runs by the clock"
             )
+            self.fail(f"{text!r}: the {parsed.scheme} driver is {why}; use tap:NAME.", param, ctx)
         return text
 
 
 def _open_nic(settings: dict[str, Any]) -> Nic:
-    by_descriptor = _TAP_FD.fullmatch(settings["nic"])
+    from machnet.sim.nicstr import parse_nic
+
+    spec = parse_nic(settings["nic"])
+    options: dict[str, Any] = {"mtu": settings["mtu"], "offload": not spec.faults}
+    by_descriptor = _TAP_FD.match(settings["nic"])
     if by_descriptor:
-        return Tap(fd=int(by_descriptor[1]), mtu=settings["mtu"])
-    if settings["kernel_ip"]:
-        name = settings["nic"].partition(":")[2]
-        return Tap(name, mtu=settings["mtu"], kernel_ip=settings["kernel_ip"])
-    return open_nic(settings["nic"], settings["mtu"])
+        return with_faults(Tap(fd=int(by_descriptor[1]), **options), spec)
+    return with_faults(Tap(spec.rest, kernel_ip=settings["kernel_ip"] or None, **options), spec)
 
 
 @contextlib.contextmanager
@@ -182,7 +182,7 @@ def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
             "--nic tap:NAME (or set MACHNET_NIC).",
             ctx,
         )
-    if settings["kernel_ip"] and _TAP_FD.fullmatch(settings["nic"]):
+    if settings["kernel_ip"] and _TAP_FD.match(settings["nic"]):
         raise click.UsageError("--kernel_ip needs a TAP by name, not a descriptor.", ctx)
     if settings["engine"] == "inline" and settings["engine_cpu"] is not None:
         raise click.UsageError("--engine_cpu is for --engine thread.", ctx)
@@ -205,7 +205,8 @@ def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
     envvar="MACHNET_NIC",
     show_envvar=True,
     help="NIC to open: tap:NAME, which is made if it is not there, or tap:fd=N, a TAP's "
-    "descriptor that was inherited.",
+    "descriptor that was inherited. Faults of the network behind a '?', as in "
+    "tap:mn0?loss=1%&latency=2ms (see docs/nics.md).",
 )
 @click.option(
     "--kernel_ip",

@@ -62,10 +62,7 @@ class Faulty(Nic):
         **params: Any,
     ) -> None:
         own = {"tx": tx or {}, "rx": rx or {}}
-        self._fields = {
-            name: shape_fields({**_DEFAULTS, **params, **own[name]}, f"{name} of a faulty NIC")
-            for name in DIRECTIONS
-        }
+        self._fields = {name: _link_fields(name, params, own[name]) for name in DIRECTIONS}
         self._blocks = {name: {_BLOCKED: 0, _CLOGGED: 0} for name in DIRECTIONS}
         check_unused(inner)
         if inner._info().tx_gso:
@@ -246,6 +243,25 @@ class Faulty(Nic):
                 fault = ffi.string(lib.mn_fault_name(kind)).decode()
                 found[f"{name}_{fault}"] = int(out.faults[kind])
         return found
+
+
+def check_faults(spec: NicSpec) -> None:
+    """Refuse a NIC string that asks for faults which there can't be.
+
+    Raises:
+        ValueError: A value is wrong; the text has the whole string.
+    """
+    both, own = split_params(spec)
+    both.pop("seed", None)
+    try:
+        for name in DIRECTIONS:
+            _link_fields(name, both, own[name])
+    except ValueError as error:
+        raise ValueError(f"NIC {str(spec)!r}: {error}") from None
+
+
+def _link_fields(name: str, both: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, int]:
+    return shape_fields({**_DEFAULTS, **both, **own}, f"{name} of a faulty NIC")
 
 
 def split_params(spec: NicSpec) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from machnet.sim.nicstr import NicSpec
     from machnet.stack.stack import Stack
 
-__all__ = ["Capture", "Nic", "Tap", "Wire", "open_nic"]
+__all__ = ["Capture", "Nic", "Tap", "Wire", "open_nic", "with_faults"]
 
 
 class Nic:
@@ -376,7 +376,7 @@ def open_nic(spec: str, mtu: int | None = None) -> Nic:
     """Open the NIC that a NIC string names, e.g. "tap:mn0".
 
     Args:
-        spec: See `machnet.sim.nicstr`.
+        spec: See `machnet.sim.nicstr`; with faults behind a ``?`` it is a `machnet.sim.Faulty`.
         mtu: Bytes; None: the interface's own.
 
     Raises:
@@ -386,13 +386,23 @@ def open_nic(spec: str, mtu: int | None = None) -> Nic:
     from machnet.sim.nicstr import parse_nic
 
     parsed = parse_nic(spec)
-    nic = _open_driver(parsed, mtu)
-    if not parsed.faults:
+    return with_faults(_open_driver(parsed, mtu), parsed)
+
+
+def with_faults(nic: Nic, spec: NicSpec) -> Nic:
+    """The NIC inside the fault layer that a NIC string asks for, if it does.
+
+    What is returned owns ``nic``, which is closed if this fails.
+
+    Raises:
+        ValueError: A fault's value is wrong, or ``nic`` hands over more than single frames.
+    """
+    if not spec.faults:
         return nic
     from machnet.sim.faulty import Faulty
 
     try:
-        return Faulty.from_spec(nic, parsed)
+        return Faulty.from_spec(nic, spec)
     except BaseException:
         nic.close()
         raise
