@@ -7,7 +7,7 @@ import errno
 from typing import Any
 
 import pytest
-from support.simnet_kit import MS, NEVER, Net, S
+from simnet_kit import MS, NEVER, Net, S
 
 from machnet._native import ffi, lib
 

@@ -7,7 +7,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from support.simnet_kit import MS, NEVER, Host, Net, S
+from simnet_kit import MS, NEVER, Host, Net, S
 
 from machnet._native import ffi, lib
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import itertools
 
-from support.simnet_kit import MS, Host, Net, S
+from simnet_kit import MS, Host, Net, S
 
 from machnet._native import ffi, lib
 

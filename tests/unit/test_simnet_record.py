@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from scapy.utils import RawPcapNgReader
-from support.simnet_kit import MS, Net, S
+from simnet_kit import MS, Net, S
 
 from machnet._native import ffi, lib
 
@@ -193,7 +193,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from support.simnet_kit import MS, Net, S
+from simnet_kit import MS, Net, S
 from machnet._native import lib
 
 with Net(seed=int(sys.argv[3]), record_pkts=64) as net:
@@ -224,7 +224,14 @@ def test_fresh_interpreters_write_the_same_bytes(tmp_path: Path) -> None:
     def run(name: str, seed: int, hash_seed: int) -> bytes:
         path = tmp_path / name
         subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1]), str(path), str(seed)],
+            [
+                sys.executable,
+                "-c",
+                SCRIPT,
+                str(Path(__file__).parents[1] / "support"),
+                str(path),
+                str(seed),
+            ],
             check=True,
             env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
         )
