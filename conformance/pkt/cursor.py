@@ -12,6 +12,9 @@ from .nodes import Position
 
 __all__ = ["Cursor"]
 
+#: Enough for 64 bits, and for every time.
+_DIGITS_MAX = 24
+
 
 class Cursor:
     """Reads words one by one.
@@ -77,6 +80,8 @@ class Cursor:
     def integer(self, what: str, largest: int = 2**32 - 1, *, hexadecimal: bool = False) -> int:
         """Take a number without a sign."""
         token = self.token
+        if len(token.text) > _DIGITS_MAX and token.kind in {"hex", "integer"}:
+            self.error(f"{what} has at most {_DIGITS_MAX} digits", token.where)
         if token.kind == "hex" and hexadecimal:
             value = int(token.text, 16)
         elif token.kind == "integer":
@@ -93,6 +98,8 @@ class Cursor:
         token = self.token
         if token.kind not in {"integer", "float"}:
             self.fail("a time in seconds, such as 0.1")
+        if len(token.text) > _DIGITS_MAX:
+            self.error(f"a time has at most {_DIGITS_MAX} digits")
         self.take()
         return int(Decimal(token.text) * 1_000_000_000)
 

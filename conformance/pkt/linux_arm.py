@@ -64,6 +64,7 @@ class _Worker:
     def __init__(self, wake_fd: int) -> None:
         self._jobs: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._wake_fd = wake_fd
+        self._stopped = False
         self._thread = threading.Thread(target=self._work, name="pkt-call", daemon=True)
         self._thread.start()
 
@@ -71,12 +72,15 @@ class _Worker:
         self._jobs.put(call)
 
     def stop(self) -> None:
+        self._stopped = True
         self._jobs.put(None)
         self._thread.join(10)
 
     def _work(self) -> None:
         while (call := self._jobs.get()) is not None:
             call.make()
+            if self._stopped:
+                return  # a call that took its time: the descriptor may be another's by now
             os.eventfd_write(self._wake_fd, 1)
 
 

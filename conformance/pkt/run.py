@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -13,7 +14,7 @@ from .arms import open_arm
 from .calls import CALL_NAMES, Calls, Names
 from .code import CodeError, check_code, run_code
 from .constants import errno_name, errno_number
-from .errors import ArmUnsupportedError, ScriptError, UnsupportedError
+from .errors import ArmUnsupportedError, ScriptError, ScriptSyntaxError, UnsupportedError
 from .flows import Flow, differences, icmp_frame, tcp_frame, udp_frame
 from .nodes import AnyValue, Call, Code, Command, IcmpPacket, Packet, TcpPacket
 from .notation import describe, seconds
@@ -374,8 +375,11 @@ class _Runner:
             self._finish_pending()
         self.arm.settle()
         self._note_frames()
-        job = self.calls.prepare(event, call)
-        pending = self.arm.start(job.work, blocking=job.blocking)
+        try:
+            job = self.calls.prepare(event, call)
+            pending = self.arm.start(job.work, blocking=job.blocking)
+        except (ValueError, OverflowError, struct.error) as error:
+            raise ScriptSyntaxError(event.where, f"{call.name}(): {error}") from error
         offset = 0 if call.end_ns is None else call.end_ns - event.time.start_ns
         self._pending = pending, job, event, began_ns + offset
         self._call_slack = self._timer_slack(offset)

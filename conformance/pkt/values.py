@@ -64,7 +64,11 @@ class Values:
         if call.name in {"htons", "htonl", "ntohs", "ntohl"} and len(call.args) == 1:
             return self.number(call.args[0])  # addresses and ports are in our order everywhere
         if call.name == "inet_addr" and call.args and isinstance(call.args[0], String):
-            return int.from_bytes(socket.inet_aton(call.args[0].value.decode()), "big")
+            text = call.args[0].value.decode("ascii", "replace")
+            try:
+                return int.from_bytes(socket.inet_pton(socket.AF_INET, text), "big")
+            except OSError:
+                raise self.bad(f"{text!r} is no IPv4 address", call.where) from None
         raise UnsupportedError(call.where, f"not supported: {call.name}()")
 
     def address(self, expression: Expression) -> tuple[str, int] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import pkt_reader
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 nodes = pkt_reader.module("nodes")
 errors = pkt_reader.module("errors")
@@ -249,3 +251,44 @@ def test_error_on_a_later_line():
 def test_what_is_not_supported_is_named(text, feature):
     with pytest.raises(errors.UnsupportedError, match=f"not supported: .*{feature}"):
         parse(text)
+
+
+# ---- any text ------------------------------------------------------------------------------------
+
+SEED = """--tolerance_usecs=1000
+// @arms machnet: because
+`sysctl -q net.ipv4.tcp_sack=0`
+0...1 f({a = 1, b = inet_addr("1.2.3.4")}, [1, A|B], "x" ..., -7, 0x1f) = -1 EAGAIN (so it is)
++.1~+.2 > [ect0] SP?. 0:0(0) ack 1 win 2 urg 3 <mss 1,sack 1:2 3:4,TS val 1 ecr 2,FOEXP 12ab,...>
+* > 80 > 81 . 1:1(0) <...>
++0 < icmp unreachable frag_needed mtu 600 [1:1461(1460)]
++0 %{ assert 1 }%
+"""
+PIECES = [*SEED.split(), *'<>[](){}"`%+-*~.,:;?=#/\n ', "...", "0x", "9" * 5000, "\0", "é"]
+
+
+@given(
+    edits=st.lists(
+        st.tuples(
+            st.integers(0, len(SEED)),
+            st.integers(0, 12),
+            st.lists(st.sampled_from(PIECES), max_size=3),
+        ),
+        max_size=4,
+    )
+)
+@settings(max_examples=400)
+def test_any_text_is_read_or_refused_with_its_place(edits):
+    text = SEED
+    for at, length, pieces in edits:
+        text = text[:at] + "".join(pieces) + text[at + length :]
+    problem = script = None
+    try:
+        script = parse(text)
+    except errors.ScriptError as error:
+        problem = error
+    if problem is None:
+        assert script.events
+    else:
+        assert 1 <= problem.where.line <= text.count("\n") + 1
+        assert str(problem)

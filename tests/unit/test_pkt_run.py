@@ -259,6 +259,18 @@ def test_code_block_may_not(code):
         ("+0 listen(3, FOO) = 0", "there is no constant FOO"),
         ("+0 listen(3) = 0", "listen takes 2 arguments, not 1"),
         ("+0 close(9) = -1 EFOO", "there is no error EFOO"),
+        (
+            "+0 bind(3, {sa_family=AF_INET, sin_port=htons(99999), sin_addr=INADDR_ANY}, 16) = 0",
+            "bind.*99999",
+        ),
+        (
+            '+0 bind(3, {sa_family=AF_INET, sin_port=9, sin_addr=inet_addr("1.2")}, 16) = 0',
+            "'1.2' is no IPv4 address",
+        ),
+        (
+            "+0 bind(3, {sa_family=AF_INET6, sin_port=9, sin_addr=0}, 16) = 0",
+            "addresses but AF_INET",
+        ),
     ],
 )
 def test_what_can_not_be_run_is_said_with_its_line(text, what):
