@@ -59,6 +59,8 @@ def test_a_connection_to_the_kernel(peer: RawPeer, listener: socket.socket) -> N
     assert address == (OURS, c.sport)
     with sock:
         sock.settimeout(10)
+        c.send("A", b"!", seq=c.snd_nxt, csum=1)
+        c.expect_nothing("20ms")
         c.send_data(5000)
         c.expect_ack(5001, skip=True)
         data = b""
@@ -66,12 +68,11 @@ def test_a_connection_to_the_kernel(peer: RawPeer, listener: socket.socket) -> N
             data += sock.recv(5000)
         sock.sendall(data)
         c.expect_data(5000, repeats=True)
-        c.send("A", b"!", seq=c.snd_nxt, csum=1)
-        c.expect_nothing("20ms")
         c.fin()
-        c.expect_ack()
+        # A kernel that had no answer for a while has sent its last segment twice.
+        c.expect_ack(skip=True)
         assert sock.recv(1) == b""
-    c.expect_fin()
+    c.expect_fin(skip=True)
     c.ack()
 
 
