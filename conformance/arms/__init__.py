@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ARMS", "MS", "SEC", "US", "Arm", "Port", "Settings", "open_arm", "unavailable"]
+    from machnet.testing import Port
+
+__all__ = ["ARMS", "MS", "SEC", "US", "Arm", "Settings", "open_arm", "unavailable", "wait_for"]
 
 US, MS, SEC = 1_000, 1_000_000, 1_000_000_000
 
@@ -45,23 +48,6 @@ class Settings:
     mtu: int = 1500
 
 
-class Port(Protocol):
-    """The end of the wire that a script has; frames are Ethernet frames without FCS."""
-
-    ip: str
-    mac: str
-
-    @property
-    def now_ns(self) -> int:
-        """The time by which frames are stamped."""
-
-    def send(self, frame: bytes) -> None:
-        """Put a frame on the wire."""
-
-    def recv(self, within_ns: int = 0) -> tuple[int, bytes] | None:
-        """The next frame with its time; None if none comes within that time."""
-
-
 class Arm(Protocol):
     """A TCP with sockets on one side and a wire on the other.
 
@@ -70,12 +56,13 @@ class Arm(Protocol):
         ip: Its address.
         mac: Its MAC address.
         wire: The other end of its wire.
+        settings: What it was made with.
     """
 
     name: str
     ip: str
     mac: str
-    wire: Any
+    wire: Port
     settings: Settings
 
     @property
@@ -104,11 +91,25 @@ class Arm(Protocol):
     def state(self, local: tuple[str, int], remote: tuple[str, int]) -> str:
         """State of a connection as RFC 9293 names it; "CLOSED" if there is none."""
 
+    def new_host(self) -> str:
+        """The address of one more host on the wire, with the MAC of the first, never used before."""
+
     def sysctl(self, name: str, value: str | int) -> None:
         """Set a Linux sysctl (``net.ipv4.`` is understood) on an arm that has them."""
 
     def close(self) -> None:
         """Let go of everything."""
+
+
+def wait_for(arm: Arm, call: Callable[[], Any], within_ns: int) -> Any:
+    """See `Arm.wait`: looks once in a millisecond of the arm's time."""
+    end = arm.now_ns + within_ns
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return call()
+        if arm.now_ns >= end:
+            return call()
+        arm.sleep(MS)
 
 
 def unavailable(name: str) -> str | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import select
+import itertools
 import socket
 import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from machnet.sim import KernelHost
-from machnet.sim._hostcore import KernelHostError
+from conformance.arms import SEC, wait_for
+from machnet.sim import KernelHost, Tap
+from machnet.sim.kernel_host import KernelHostError
+from machnet.testing import Packet, TapPort, icmp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,11 +22,10 @@ if TYPE_CHECKING:
     from conformance.arms import Settings
 
 ARM_IP, PEER_IP, PEER_MAC = "10.9.0.1", "10.9.0.2", "02:00:00:00:00:02"
-_SEC = 1_000_000_000
 _IFNAME = "mn0"
-_FRAME_BYTES_MAX = 70_000
+_ICMP, _PING_ID = 1, 0x4D4E
 #: How long the kernel may take to answer a ping through the TAP on a machine that is busy.
-_SETTLE_NS = 30 * _SEC
+_SETTLE_NS = 30 * SEC
 
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
 _SEND_QUEUE, _REPAIR_OFF_SILENTLY = 2, -1
@@ -52,7 +52,6 @@ _SYSCTLS: dict[str, str | int] = {
     "tcp_syncookies": 0,
     "tcp_slow_start_after_idle": 1,
     "tcp_syn_linear_timeouts": 0,  # the backoff of RFC 6298 from the first SYN on
-    "tcp_tso_win_divisor": 1,  # a segment that may go out is not kept for a larger burst
     "tcp_ecn": 0,
     "tcp_synack_retries": 5,
     "tcp_rto_max_ms": 120_000,
@@ -69,85 +68,37 @@ _SYSCTLS: dict[str, str | int] = {
 }
 
 
-class TapPort:
-    """The TAP's descriptor as the far end of the kernel's wire."""
+class KernelPort(TapPort):
+    """The TAP's near end, which can tell when the kernel has done what it was given to do."""
 
-    def __init__(self, fd: int, kernel_mac: str) -> None:
-        self.ip, self.mac, self.kernel_mac = PEER_IP, PEER_MAC, kernel_mac
-        self._fd = fd
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
+    def __init__(self, tap: Tap) -> None:
+        super().__init__(tap, PEER_IP, PEER_MAC, remote_ip=ARM_IP)
+        self.kernel_mac = self.neighbors[ARM_IP]
         self._frames: list[tuple[int, bytes]] = []
         self._pings = 0
 
-    @property
-    def now_ns(self) -> int:
-        """Real time."""
-        return time.monotonic_ns()
-
-    def send(self, frame: bytes) -> None:
-        """Hand a frame to the kernel."""
-        if os.write(self._fd, frame) != len(frame):
-            raise OSError(f"the TAP took a part of a frame of {len(frame)} bytes")
-
     def recv(self, within_ns: int = 0) -> tuple[int, bytes] | None:
         """The next frame; waits for it."""
-        if not self._frames:
-            self._fetch(within_ns)
-        return self._frames.pop(0) if self._frames else None
-
-    def _fetch(self, within_ns: int) -> None:
-        end = self.now_ns + within_ns
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                self._frames.append((self.now_ns, os.read(self._fd, _FRAME_BYTES_MAX)))
-                return
-            left = end - self.now_ns
-            if left <= 0:
-                return
-            self._poll.poll(left / 1e6 + 1)
+        return self._frames.pop(0) if self._frames else super().recv(within_ns)
 
     def settle(self) -> None:
         """Ping the kernel: frames keep their order, so an answer to an earlier one comes before."""
         self._pings = (self._pings + 1) & 0xFFFF
-        self.send(self._echo_request(self._pings))
+        ping = icmp("echo-request", id=_PING_ID, seq=self._pings)
+        addresses = {"eth_src": self.mac, "eth_dst": self.kernel_mac, "src": self.ip}
+        self.send(ping.build({**addresses, "dst": ARM_IP}))
+        pong = icmp("echo-reply", id=_PING_ID, seq=self._pings)
         end = self.now_ns + _SETTLE_NS
-        while True:
-            count = len(self._frames)
-            self._fetch(end - self.now_ns)
-            if len(self._frames) == count:
-                raise TimeoutError("the kernel does not answer a ping through the TAP")
-            if self._is_reply(self._frames[-1][1], self._pings):
-                del self._frames[-1]
+        while (got := super().recv(max(0, end - self.now_ns))) is not None:
+            if got[1][23] == _ICMP and pong.matches(Packet(got[1])):
                 return
-
-    def _echo_request(self, number: int) -> bytes:
-        icmp = struct.pack("!BBHHH", 8, 0, 0, 0x4D4E, number)
-        icmp = icmp[:2] + struct.pack("!H", _checksum(icmp)) + icmp[4:]
-        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(icmp), 0, 0x4000, 64, 1, 0)
-        head += socket.inet_aton(self.ip) + socket.inet_aton(ARM_IP)
-        head = head[:10] + struct.pack("!H", _checksum(head)) + head[12:]
-        macs = bytes.fromhex((self.kernel_mac + self.mac).replace(":", ""))
-        return macs + b"\x08\x00" + head + icmp
-
-    @staticmethod
-    def _is_reply(frame: bytes, number: int) -> bool:
-        return (
-            frame[12:14] == b"\x08\x00"
-            and frame[23] == 1
-            and frame[34] == 0
-            and frame[38:42] == struct.pack("!HH", 0x4D4E, number)
-        )
+            self._frames.append(got)
+        raise TimeoutError("the kernel does not answer a ping through the TAP")
 
     def forget(self) -> None:
         """Drop what is left of an earlier case."""
         self.settle()
         self._frames.clear()
-
-
-def _checksum(data: bytes) -> int:
-    total = int.from_bytes(data + b"\0" * (len(data) & 1), "big") % 0xFFFF
-    return 0xFFFF - total if total else 0
 
 
 class LinuxSocket:
@@ -171,14 +122,20 @@ class LinuxSocket:
         return getattr(self.kernel, name)
 
 
+_HOSTS = itertools.count()
+
+
 @functools.cache
-def _host() -> tuple[KernelHost, TapPort]:
+def _host() -> tuple[KernelHost, KernelPort]:
     """One namespace for all cases of a process, which ends with it: making it takes 0.2 s."""
     host = KernelHost("conformance", ipv6=False)
     fd = host.open_tap(_IFNAME, vnet_hdr=False, offloads=False, kernel_ip=f"{ARM_IP}/16")
     host.set_offloads(_IFNAME, on=False)
     host.neighbor(PEER_IP, PEER_MAC, _IFNAME)
-    return host, TapPort(fd, host.mac(_IFNAME))
+    with host.iproute() as route:
+        # One segment at a time: none that may go out is kept back for the sake of a larger burst.
+        route.link("set", index=route.link_lookup(ifname=_IFNAME)[0], gso_max_segs=1)
+    return host, KernelPort(Tap(fd=fd, offload=False))
 
 
 class LinuxArm:
@@ -214,7 +171,7 @@ class LinuxArm:
 
     def sleep(self, ns: int) -> None:
         """Let real time pass."""
-        time.sleep(ns / _SEC)
+        time.sleep(ns / SEC)
 
     def settle(self) -> None:
         """Wait until the kernel has answered what came before."""
@@ -232,16 +189,9 @@ class LinuxArm:
         sock.setsockopt(level, _TCP_QUEUE_SEQ, struct.pack("=I", isn))
         sock.setsockopt(level, _TCP_REPAIR, _REPAIR_OFF_SILENTLY)
 
-    def wait(self, call: Callable[[], Any], within_ns: int = 10 * _SEC) -> Any:
+    def wait(self, call: Callable[[], Any], within_ns: int = 10 * SEC) -> Any:
         """Call again and again, a millisecond apart: the kernel may be at work for somebody else."""
-        end = self.now_ns + within_ns
-        while True:
-            try:
-                return call()
-            except BlockingIOError:
-                if self.now_ns >= end:
-                    raise
-                time.sleep(0.001)
+        return wait_for(self, call, within_ns)
 
     def state(self, local: tuple[str, int], remote: tuple[str, int]) -> str:
         """From the kernel's table, by inet_diag."""
@@ -268,6 +218,13 @@ class LinuxArm:
                     if data[20 : 20 + len(ends)] == ends:
                         return _STATES[data[17]]
                     data = data[(length + 3) & ~3 :]
+
+    def new_host(self) -> str:
+        """An address that the kernel knows the MAC of, and nothing else yet."""
+        number = next(_HOSTS)
+        ip = f"10.9.{1 + number // 250}.{1 + number % 250}"
+        self.host.neighbor(ip, PEER_MAC, _IFNAME)
+        return ip
 
     def sysctl(self, name: str, value: str | int) -> None:
         """Set a sysctl of the namespace."""

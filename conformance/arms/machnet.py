@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
+from conformance.arms import SEC, wait_for
 from machnet import Stack
 from machnet.sim import Wire
 from machnet.stack.socket import TCP_ISN
+from machnet.testing import WirePort
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,41 +18,6 @@ if TYPE_CHECKING:
     from conformance.arms import Settings
 
 ARM_IP, PEER_IP, PEER_MAC = "10.9.0.1", "10.9.0.2", "02:00:00:00:00:02"
-_SEC = 1_000_000_000
-#: Least step of time between two looks of `wait`.
-_STEP_NS = 1_000_000
-
-
-class WirePort:
-    """The far end of the stack's wire."""
-
-    def __init__(self, stack: Stack) -> None:
-        self.ip, self.mac = PEER_IP, PEER_MAC
-        self._stack = stack
-        self._frames: list[tuple[int, bytes]] = []
-
-    @property
-    def now_ns(self) -> int:
-        """Virtual time."""
-        return self._stack.now_ns
-
-    def send(self, frame: bytes) -> None:
-        """Put a frame on the wire; it is processed at once."""
-        self._stack.inject(frame)
-
-    def recv(self, within_ns: int = 0) -> tuple[int, bytes] | None:
-        """The next frame; time goes on from one deadline of the stack to the next."""
-        end = self.now_ns + within_ns
-        while True:
-            self._frames += self._stack.drain()
-            if self._frames:
-                return self._frames.pop(0)
-            if self.now_ns >= end:
-                return None
-            due = self._stack.deadline()
-            self._stack.advance(
-                (end if due is None else min(end, max(due, self.now_ns + 1))) - self.now_ns
-            )
 
 
 class MachnetArm:
@@ -59,6 +27,7 @@ class MachnetArm:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._hosts = 0
         self._nic = Wire(mtu=settings.mtu)
         self.stack = Stack(
             self._nic,
@@ -76,7 +45,7 @@ class MachnetArm:
         )
         self.stack.neighbor(PEER_IP, PEER_MAC)
         self.ip, self.mac = ARM_IP, self.stack.mac
-        self.wire = WirePort(self.stack)
+        self.wire = WirePort(self.stack, PEER_IP, PEER_MAC)
 
     @property
     def now_ns(self) -> int:
@@ -97,25 +66,23 @@ class MachnetArm:
 
     def set_isn(self, sock: Any, isn: int) -> None:
         """By the socket option that machnet has for it."""
-        import socket
-
         sock.setsockopt(socket.IPPROTO_TCP, TCP_ISN, isn)
 
-    def wait(self, call: Callable[[], Any], within_ns: int = 10 * _SEC) -> Any:
+    def wait(self, call: Callable[[], Any], within_ns: int = 10 * SEC) -> Any:
         """Call again and again, a millisecond apart."""
-        end = self.now_ns + within_ns
-        while True:
-            try:
-                return call()
-            except BlockingIOError:
-                if self.now_ns >= end:
-                    raise
-                self.stack.advance(_STEP_NS)
+        return wait_for(self, call, within_ns)
 
     def state(self, local: tuple[str, int], remote: tuple[str, int]) -> str:
         """From the stack's table."""
         info = self.stack.find_socket(local, remote)
         return "CLOSED" if info is None else info.state
+
+    def new_host(self) -> str:
+        """An address that the stack knows the MAC of."""
+        self._hosts += 1
+        ip = f"10.9.{1 + self._hosts // 250}.{1 + self._hosts % 250}"
+        self.stack.neighbor(ip, PEER_MAC)
+        return ip
 
     def sysctl(self, name: str, value: str | int) -> None:
         """There is none here."""
