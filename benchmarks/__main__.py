@@ -161,5 +161,50 @@ def idle_command(mode: str, cycles: int) -> None:
     print(json.dumps({**report, "results": rows}, indent=1))
 
 
+@main.command(name="sim")
+@click.option("--seconds", default=2.0, type=click.FloatRange(min=0.05), help="CPU time of a run.")
+@click.option("--repeats", default=3, type=click.IntRange(min=1), help="Runs of each row.")
+@click.option("--hosts", default=1000, type=click.IntRange(2, 10_000), help="Of the large network.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+def sim_command(seconds: float, repeats: int, hosts: int, as_json: bool) -> None:
+    """Simulated frames per second of CPU time, an idle hour, and a network of many hosts."""
+    from benchmarks import sim  # it wants machnet installed, which the others do without
+
+    bulk: dict[str, dict[str, dict[str, float]]] = {}
+    for row, options in sim.BULK_ROWS.items():
+        progress(f"sim: {row}")
+        runs = [sim.bulk(seconds, **options) for _ in range(repeats)]
+        bulk[row] = {name: spread([run[name] for run in runs]) for name in runs[0]}
+    progress(f"sim: an idle hour, {hosts} hosts")
+    report = {
+        "benchmark": "sim",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine.describe(),
+        "seconds": seconds,
+        "repeats": repeats,
+        "bulk": bulk,
+        "keepalive_hour": sim.keepalive_hour(),
+        "many_hosts": {"hosts": hosts, **sim.many_hosts(hosts)},
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    table = Table(title="bulk TCP in a simulated network, by CPU time of its one thread")
+    for name in ("row", "frames/s", "min..max", "Gbit/s"):
+        table.add_column(name, justify="left" if name == "row" else "right")
+    for row, found in bulk.items():
+        rate = found["frames_per_s"]
+        table.add_row(
+            row,
+            f"{rate['median']:,.0f}",
+            f"{rate['min']:,.0f}..{rate['max']:,.0f}",
+            f"{found['gbit_per_s']['median']:.2f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print("ten idle connections for an hour:", report["keepalive_hour"])
+    console.print("many hosts on a switch:", report["many_hosts"])
+
+
 if __name__ == "__main__":
     main()
