@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from machnet.sim import KernelHost, Tap, Wire
+from machnet.sim.faulty import Faulty
 from machnet.stack.nics import Capture
 from machnet.testing import arp
 from machnet.testing.nic import (
@@ -79,6 +80,19 @@ class CaptureBench(WireBench):
 
     def close(self) -> None:
         self.capture.close()
+        super().close()
+
+
+class FaultLayerBench(WireBench):
+    """The fault layer around a wire, with nothing to do."""
+
+    def __init__(self) -> None:
+        super().__init__(checksums=True)
+        self.layer = Faulty(self.wire)
+        self.nic = NicHandle(self.layer.native)
+
+    def close(self) -> None:
+        self.layer.close()
         super().close()
 
 
@@ -148,6 +162,10 @@ def test_one_of_a_pair_passes() -> None:
 
 def test_capture_passes(tmp_path: Path) -> None:
     check_nic(lambda: CaptureBench(tmp_path / "seen.pcapng"))
+
+
+def test_the_fault_layer_without_faults_passes() -> None:
+    check_nic(FaultLayerBench)
 
 
 @pytest.mark.parametrize("offload", [False, True])
