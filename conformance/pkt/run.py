@@ -17,7 +17,7 @@ from .constants import errno_name, errno_number
 from .errors import ArmUnsupportedError, ScriptError, ScriptSyntaxError, UnsupportedError
 from .flows import Flow, differences, icmp_frame, tcp_frame, udp_frame
 from .nodes import AnyValue, Call, Code, Command, IcmpPacket, Packet, TcpPacket
-from .notation import describe, seconds
+from .notation import describe, packet_text, seconds
 from .options import read_setup, sysctls_of
 from .report import Log
 from .values import Values
@@ -198,7 +198,14 @@ class _Runner:
 
     def _sent_text(self, packet: Frame) -> str:
         owner = next((flow for flow in self.flows if flow.owns(packet)), None)
-        return owner.text(packet, inbound=False) if owner is not None else packet.summary()
+        if packet.tcp is None and packet.udp is None:
+            return packet.summary()
+        ports = f"{packet.sport} > {packet.dport} "
+        if owner is None:  # of no connection of the script: a SYN is counted from itself
+            base = packet.seq if packet.tcp is not None and "S" in packet.flags else 0
+            return ports + packet_text(packet, base)
+        text = owner.text(packet, inbound=False)
+        return ports + text if len(self.flows) > 1 else text
 
     def _fail(self, what: str, details: list[str]) -> NoReturn:
         now = self._script_time(self.arm.now_ns)
@@ -243,6 +250,8 @@ class _Runner:
         else:
             frame = udp_frame(body, packet.ip, flow, ends)
         text = flow.text(Frame(frame), inbound=True)
+        if isinstance(body, TcpPacket) and body.ports is not None:
+            text = "{} > {} {}".format(*body.ports, text)
         self.log.add(self._script_time(self.arm.now_ns), "<", text)
         try:
             self.arm.send(frame)

@@ -346,3 +346,23 @@ def test_arms_have_their_names():
     assert arms.ARMS == ("machnet", "linux")
     assert arms.unavailable("machnet") is None
     assert re.fullmatch(r"\d+\.\d{6}", notation.seconds(1))
+
+
+def test_log_names_the_ports_where_there_are_several_connections():
+    log = str(run(LISTEN + """+0 < 40001 > 8080 S 0:0(0) win 9 <mss 1460>
++0 > 8080 > 40001 S. 0:0(0) ack 1 <mss 1460>
++0 < 40002 > 8080 S 0:0(0) win 9 <mss 1460>
++0 > 8080 > 40002 S. 0:0(0) ack 1 <mss 1460>
+"""))  # fmt: skip
+    assert "< 40002 > 8080 S 0:0(0) win 9 <mss 1460>" in log
+    assert "> 8080 > 40001 S. 0:0(0) ack 1 win 65535 <mss 1460>" in log
+
+
+def test_log_shows_packets_that_the_script_does_not_speak_of():
+    lines = fails(
+        "0 socket(..., SOCK_STREAM, IPPROTO_TCP) = 3\n"
+        "+0 bind(3, {sa_family=AF_INET, sin_port=htons(99), sin_addr=INADDR_ANY}, 16) = 0\n"
+        "+0 connect(3, ..., ...) = 0"
+    )
+    assert "connect() blocks" in lines[0]
+    assert "> 99 > 8080 S 0:0(0) win 65535 <mss 1460,sackOK,TS val" in lines[-1]
