@@ -185,7 +185,7 @@ static bool offer(struct mn_faultnic *f, struct direction *d, struct mn_pkt *pkt
         return false;
     }
     if (!v.held && v.at_ns <= f->now_ns && (v.faults & whole) == 0 && !something_due(f, d) &&
-        pkt->csum != MN_CSUM_PARTIAL) {
+        pkt->csum != MN_CSUM_PARTIAL && !is_own(f, pkt)) {
         d->stats.passed++;
         return true;
     }

@@ -259,6 +259,14 @@ def test_segments_of_many_frames_are_no_wire_frames() -> None:
     wire.close()
 
 
+def test_received_copies_may_be_sent_on(wire: RawWire) -> None:
+    """An engine does not do it, but any holder of a packet may."""
+    nic = FaultNic(wire, rx={"duplicate_ppb": PPB}).at(1)
+    wire.inject(frame(1))
+    assert lib.mn_nic_forward(nic.nic, nic.nic, 4) == 2
+    assert nic.sent() == [(1, frame(1))] * 2
+
+
 def test_frame_of_a_larger_mtu_is_dropped() -> None:
     wire = RawWire.single(mtu=1500)
     nic = FaultNic(wire).at(1)

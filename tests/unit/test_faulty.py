@@ -13,6 +13,7 @@ from machnet.sim import Faulty, GilbertElliott, Wire
 from machnet.sim.faulty import check_faults, split_params
 from machnet.sim.nicstr import FAULT_KEYS, parse_nic
 from machnet.stack.nics import open_nic
+from machnet.testing.nic import NicHandle, check_nic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,6 +179,33 @@ def test_hand_fed_wire_is_fed_through_the_layer() -> None:
         assert stack.stats()["rx_frames"] == 0
         stack.advance(MS)
         assert stack.stats()["rx_frames"] == 1
+
+
+class FaultyBench:
+    """The layer on a hand-fed wire, for the kit of driver authors."""
+
+    wire_marks = True
+
+    def __init__(self, **faults: Any) -> None:
+        self.wire = Wire()
+        self.faulty = Faulty(self.wire, **faults)
+        self.nic = NicHandle(self.faulty.native)
+
+    def deliver(self, frame: bytes) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self.wire.inject(frame)
+
+    def collect(self) -> list[bytes]:
+        return [frame for _, frame in self.wire.drain()]
+
+    def close(self) -> None:
+        self.faulty.close()
+        self.wire.close()
+
+
+@pytest.mark.parametrize("faults", [{}, {"mtu": 1500}], ids=["plain", "mtu"])
+def test_layer_keeps_the_contract_of_a_nic(faults: dict[str, Any]) -> None:
+    assert len(check_nic(lambda: FaultyBench(**faults))) > 5
 
 
 # ---- ownership -----------------------------------------------------------------------------------
