@@ -455,6 +455,11 @@ class Channel(ChannelBase):
         return flow
 
     @property
+    def ip(self) -> str:
+        """The stack's address."""
+        return self.stack.ip
+
+    @property
     def closed(self) -> bool:
         """Whether `close` was called, here or on the stack."""
         return self._closed
