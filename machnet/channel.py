@@ -476,6 +476,9 @@ class Channel(ChannelBase):
         """
         if self._closed:
             return
+        clock = self.stack.clock if not self.stack.closed else None
+        if clock is not None:
+            clock.check_outside("close")
         self._on_ready_stop()
         if not self.stack.closed:
             rc = lib.mn_chan_close(self._native, linger_to_ms(linger))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from machnet.sim.faults import (
     Skew,
     TimedFault,
 )
-from machnet.sim.links import LinkDirection, shape_fields
+from machnet.sim.links import LinkDirection, degrade, shape_fields
 from machnet.sim.nodes import Host, Node, Switch
 from machnet.sim.units import Duration, duration_ns, format_duration
 
@@ -46,7 +45,7 @@ _KINDS: dict[int, type[FrameFault]] = {
     int(lib.MN_FAULT_CORRUPT): Corrupt,
     int(lib.MN_FAULT_REORDER): Reorder,
 }
-_PPM_MIN, _PPM_MAX = -500_000, 1_000_000
+_PPM_MAX = 900_000
 
 
 class ActiveFault:
@@ -132,18 +131,10 @@ class Control:
         for a, b in pairs:
             found = [d for d in self.net._all_directions() if d.sender is a and d.receiver is b]
             directions += found if mode == _CLOGGED or not self._by_pair(a, b) else []
-            if found and mode == _CLOGGED:
-                continue
-            if self._by_pair(a, b):
+            if mode == _PARTITIONED and self._by_pair(a, b):
                 apart.append((a, b))
             elif not found:
                 raise ValueError(f"{word}: there is no link between {a.name} and {b.name}")
-        if apart and mode == _CLOGGED:
-            a, b = apart[0]
-            raise ValueError(
-                f"clog: {a.name} and {b.name} are connected through a switch: clog the link of one "
-                f"of them, clog({a.name}, the switch)"
-            )
         arrow = ">" if one_way else "<>"
         text = f"{word} {_list(left)} {arrow} {_list(right)}"
         self._set_blocks(mode, directions, apart, on=True)
@@ -225,18 +216,17 @@ class Control:
 
     def _outside(self, what: str, host: Host) -> None:
         self.net._usable(what)
-        if self.net.clock.under_way.startswith("the rule"):
-            self.net.clock.check_free(
-                f"{host.name}: {what}: not inside a rule: net.at(0, {host.name}.{what})"
-            )
+        self.net.clock.check_outside(
+            f"{host.name}: {what}: not inside a rule (net.at(0, ...) is right behind it)"
+        )
 
     def skew(self, host: Host, ppm: float, jump: Duration) -> None:
         """Change how a host's clock runs."""
         self.net._usable("skew")
         jump_ns = duration_ns(jump, "jump")
         given: object = ppm
-        if not isinstance(given, (int, float)) or not _PPM_MIN <= ppm <= _PPM_MAX:
-            raise ValueError(f"ppm: {ppm!r} is not within {_PPM_MIN} to {_PPM_MAX}")
+        if not isinstance(given, (int, float)) or not -_PPM_MAX <= ppm <= _PPM_MAX:
+            raise ValueError(f"ppm: {ppm!r} is not within -{_PPM_MAX} to {_PPM_MAX}")
         rc = lib.mn_simnet_skew(self.net._native, host.number, round(ppm * 1000), jump_ns)
         if rc < 0:
             raise os_error(-rc, f"{host.name}: skew by {ppm} ppm and {jump!r}")
@@ -311,10 +301,8 @@ class Control:
         return lambda: self.skew(host, 0.0, 0)
 
     def _degrade(self, fault: Degrade) -> Callable[[], None]:
-        stack = contextlib.ExitStack()
-        for direction in self.net._directions(fault.link, repr(fault)):
-            stack.enter_context(direction.degraded(**dict(fault.params)))
-        return stack.close
+        params = dict(fault.params)
+        return degrade(self.net, self.net._directions(fault.link, repr(fault)), fault.link, params)
 
     # ---- replays ---------------------------------------------------------------------------------
 

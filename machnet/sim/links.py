@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -254,8 +254,11 @@ class LinkDirection:
         Raises:
             TypeError, ValueError: A parameter is unknown or out of its range.
         """
-        with _degraded([self], self.link.net, self.name, params):
+        end = degrade(self.link.net, [self], self.name, params)
+        try:
             yield self
+        finally:
+            end()
 
     @property
     def blocked(self) -> bool:
@@ -363,29 +366,33 @@ class Link:
         Raises:
             TypeError, ValueError: A parameter is unknown or out of its range.
         """
-        with _degraded(self.directions, self.net, self.name, params):
+        end = degrade(self.net, self.directions, self.name, params)
+        try:
             yield self
+        finally:
+            end()
 
     def __repr__(self) -> str:
         return f"<Link {self.name}>"
 
 
-@contextlib.contextmanager
-def _degraded(
-    directions: Iterable[LinkDirection], net: Network, name: str, params: Mapping[str, Any]
-) -> Iterator[None]:
+def degrade(
+    net: Network, directions: Sequence[LinkDirection], name: str, params: Mapping[str, Any]
+) -> Callable[[], None]:
+    """Other parameters from now on; what is returned ends it."""
     fields = shape_fields(params, name)
     net._usable("degraded")
     net._note(f"{name} degraded {_text(params)}")
     for direction in directions:
         direction._overlay(fields, on=True)
-    try:
-        yield
-    finally:
+
+    def end() -> None:
         if not net.closed:
             for direction in directions:
                 direction._overlay(fields, on=False)
             net._note(f"{name} no longer degraded {_text(params)}")
+
+    return end
 
 
 def _text(params: Mapping[str, Any]) -> str:

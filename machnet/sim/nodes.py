@@ -292,7 +292,7 @@ class Host(Node):
         """Its clock runs faster from now on.
 
         Args:
-            ppm: By so many parts per million; negative: slower. -500,000 to 1,000,000.
+            ppm: By so many parts per million; negative: slower. -900,000 to 900,000.
             jump: And first jumps forward by that much.
 
         Raises:

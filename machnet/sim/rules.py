@@ -216,11 +216,11 @@ class Rules:
             if rule.where is not None and direction not in rule.where:
                 continue
             rule.packets += 1
-            clock.under_way = f"the rule {rule.name}"
+            clock.under_way, clock.inside_step = f"the rule {rule.name}", True
             try:
                 verdict = rule.function(packet, hop)
             finally:
-                clock.under_way = before
+                clock.under_way, clock.inside_step = before, False
             if verdict is None or verdict is PASS:
                 continue
             rule.hits += 1

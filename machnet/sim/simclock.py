@@ -17,13 +17,17 @@ from machnet.errors import (
     ReentrantError,
     SimulationLimitError,
 )
-from machnet.sim.units import format_duration
+from machnet.sim.units import format_duration, format_ms
 from machnet.stack.clock import NEVER, Clock
 
 if TYPE_CHECKING:
     from machnet.sim.network import Network
+    from machnet.stack.chanbase import ChannelBase
 
 __all__ = ["Call", "SimClock"]
+
+#: Callbacks at one moment of virtual time: more than any test means.
+_INSTANT_MAX = 100_000
 
 
 class Call:
@@ -68,6 +72,14 @@ class SimClock(Clock):
         self._owner = threading.current_thread()
         self._calls: list[Call] = []
         self._numbers = 0
+        #: Whether the core is in the middle of a step: a rule is being asked.
+        self.inside_step = False
+        self._kept: list[ChannelBase] = []
+
+    def keep(self, channel: ChannelBase) -> None:
+        """Keep it until it is closed: when it is forgotten must not matter to what happens."""
+        self._kept = [kept for kept in self._kept if not kept._closed]
+        self._kept.append(channel)
 
     # ---- callbacks on schedule -------------------------------------------------------------------
 
@@ -91,17 +103,22 @@ class SimClock(Clock):
 
     def run_calls(self) -> bool:
         """Call what is due now; whether there was anything."""
-        ran = False
-        while (due := self.next_call()) is not None and due <= self.now_ns:
+        ran, now = 0, self.now_ns
+        while (due := self.next_call()) is not None and due <= now:
             call = heapq.heappop(self._calls)
             call._done = True
-            ran = True
+            ran += 1
+            if ran > _INSTANT_MAX:
+                raise SimulationLimitError(
+                    f"more than {_INSTANT_MAX} callbacks at one moment of time, "
+                    f"{format_ms(now)}: the last one is {call.name}"
+                )
             before, self.under_way = self.under_way, f"the callback {call.name}"
             try:
                 call._function()
             finally:
                 self.under_way = before
-        return ran
+        return ran > 0
 
     # ---- stepping --------------------------------------------------------------------------------
 
@@ -140,7 +157,8 @@ class SimClock(Clock):
             return False
         if self.run_calls():
             self._check(lib.mn_group_settle(self.native))
-            told = self.dispatch() or True
+            self.dispatch()
+            told = True
         return limit == goal and not (told and goal == NEVER)
 
     def wait(self, native: object, left_ns: int, what: str) -> int:
@@ -162,6 +180,11 @@ class SimClock(Clock):
         """Refuse what would let time pass, in another thread or while something is under way."""
         self._thread(what)
         super().check_free(what)
+
+    def check_outside(self, what: str) -> None:
+        """Refuse it inside a rule."""
+        if self.inside_step:
+            self.check_free(what)
 
     def explain(self, rc: int, what: str) -> None:
         """Raise what is known about the failure of a call; return if nothing is."""

@@ -116,6 +116,16 @@ class Clock:
             self.check_free(what)
         return int(lib.mn_chan_wait(channel, left_ns))
 
+    def check_outside(self, what: str) -> None:
+        """Refuse what can't be done while the stacks are in the middle of a step.
+
+        Raises:
+            ReentrantError: They are: a rule of a network is being asked.
+        """
+
+    def keep(self, channel: ChannelBase) -> None:
+        """A channel more; who must not have it closed when it is forgotten, keeps it."""
+
     def explain(self, rc: int, what: str) -> None:
         """Raise what the clock knows about the failure ``rc`` of a call; else return."""
 

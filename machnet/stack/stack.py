@@ -167,6 +167,8 @@ class Stack:
         self._check(rc, "attach")
         channel = Channel(self, ffi.gc(out[0], lib.mn_chan_free), sizes)
         self._channels.add(channel)
+        if not self._threaded:
+            self.core.clock.keep(channel)
         if self._isn is not None:
             channel.set_option(None, lib.MN_OPT_ISN, self._isn)
         return channel
