@@ -418,6 +418,48 @@ int mn_simnet_capture(struct mn_simnet *net, int fd);
 int mn_simnet_capture_end(struct mn_simnet *net);
 int mn_simnet_dump(struct mn_simnet *net, int fd);
 
+struct mn_check;
+
+int mn_simnet_checks(struct mn_simnet *net, bool on);
+
+int mn_simnet_check_all(struct mn_simnet *net);
+
+struct mn_check *mn_simnet_check(struct mn_simnet *net);
+const char *mn_check_text(const struct mn_check *c);
+
+struct mn_check *mn_check_new(uint32_t flows_max);
+void mn_check_free(struct mn_check *c);
+int mn_check_frame(struct mn_check *c, uint32_t node, const uint8_t *frame, uint32_t len,
+                   uint64_t now_ns);
+
+struct mn_engine;
+
+int mn_check_engine(struct mn_engine *e, char *text, size_t size);
+int mn_check_pass(struct mn_check *c, uint32_t node, struct mn_engine *e, uint64_t now_ns);
+int mn_check_now(struct mn_check *c, uint32_t node, struct mn_engine *e, uint64_t now_ns);
+void mn_check_forget(struct mn_check *c, uint32_t node);
+
+struct mn_check_conn {
+    uint32_t laddr, raddr;
+    uint16_t lport, rport;
+};
+int mn_check_given(struct mn_check *c, const struct mn_check_conn *conn, uint64_t id,
+                   const void *bytes, uint64_t len, bool message);
+int mn_check_taken(struct mn_check *c, const struct mn_check_conn *conn, uint64_t id,
+                   const void *bytes, uint64_t len, bool message, uint64_t now_ns);
+
+struct mn_check_stats {
+    uint64_t frames;
+    uint64_t compared;
+    uint64_t looks;
+    uint64_t walks;
+    uint64_t delivered;
+    uint64_t unfollowed;
+    uint64_t flows_live;
+    uint64_t mem_bytes;
+};
+void mn_check_get_stats(const struct mn_check *c, struct mn_check_stats *out);
+
 struct mn_simnet_stats {
     uint64_t events;
     uint64_t polls;

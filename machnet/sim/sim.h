@@ -4,6 +4,7 @@
 #define MN_SIM_H
 
 #include "capture.h"
+#include "check.h"
 #include "faultnic.h"
 #include "nickit.h"
 #include "pcapng.h"

@@ -88,6 +88,7 @@ void mn_simnet_free(struct mn_simnet *net)
     /* What overtook is in the event queue only: it goes with the pool. */
     mn_simq_fini(&net->q);
     mn_pktpool_fini(&net->pool);
+    mn_check_free(net->check);
     mn_group_free(net->group);
     free(net->nodes);
     free(net->links);

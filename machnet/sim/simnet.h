@@ -207,6 +207,15 @@ int mn_simnet_capture_end(struct mn_simnet *net);
 /* Writes what is kept of the record, in the same form. Closes fd, whatever happens. */
 int mn_simnet_dump(struct mn_simnet *net, int fd);
 
+/* Invariants (check.h), checked while the network runs: a violation ends the step with -EPROTO,
+ * once; mn_simnet_error and mn_check_text say what. What applications give and take is compared
+ * only when the checks are on before the first host has its stack. 0, -ENOMEM. */
+int mn_simnet_checks(struct mn_simnet *net, bool on);
+/* All tables of all hosts now, not only as often as the cost allows: 0, or -EPROTO. */
+int mn_simnet_check_all(struct mn_simnet *net);
+/* NULL: they are off. */
+struct mn_check *mn_simnet_check(struct mn_simnet *net);
+
 struct mn_simnet_stats {
     uint64_t events;    /* taken from the queue */
     uint64_t polls;     /* of engines */
@@ -223,7 +232,8 @@ struct mn_link_stats {
 };
 int mn_simnet_link_stats(const struct mn_simnet *net, uint32_t link, uint32_t dir,
                          struct mn_link_stats *out);
-/* Why the last step failed (-ELOOP: instant_max; -ETIME: end_ns; -ECANCELED: a rule), as text;
+/* Why the last step failed (-ELOOP: instant_max; -ETIME: end_ns; -ECANCELED: a rule; -EPROTO:
+ * an invariant), as text;
  * empty before the first failure. */
 const char *mn_simnet_error(const struct mn_simnet *net);
 

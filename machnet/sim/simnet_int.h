@@ -7,6 +7,7 @@
  * simnet_mac.c   which address is behind which link
  * simnet_rec.c   the record, and captures of it
  * simnet_part.c  pairs of nodes that nothing passes between
+ * simnet_check.c invariants
  * simnet_ctl.c   calls on schedule, lists of faults, idleness, counters
  */
 #ifndef MN_SIM_SIMNET_INT_H
@@ -15,6 +16,7 @@
 #include "machnet/stack/core/wire/eth.h"
 #include "machnet/stack/host/stack_int.h"
 
+#include "check.h"
 #include "pcapng.h"
 #include "pktpool.h"
 #include "simnet.h"
@@ -206,7 +208,8 @@ struct mn_simnet {
     struct record *record; /* NULL: none */
     struct mn_pcapng *capture;
     struct mn_simnet_stats stats;
-    char error[160];
+    struct mn_check *check; /* NULL: no checks */
+    char error[704];
 };
 
 static inline uint64_t sim_now(const struct mn_simnet *net)
@@ -272,6 +275,10 @@ struct simpart {
 };
 /* Whether nothing passes from one node to another. */
 bool sim_parted(const struct mn_simnet *net, uint32_t from, uint32_t to);
+
+/* simnet_check.c: a frame leaves a host's engine; a pass of it is over. */
+void sim_check_frame(struct simnode *node, const struct mn_pkt *pkt);
+void sim_check_pass(struct simnode *node);
 
 /* simnet_ctl.c */
 void sim_call_run(struct mn_simnet *net, struct simcall *call);

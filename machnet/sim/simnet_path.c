@@ -360,6 +360,9 @@ static uint32_t nic_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt *
         MN_ASSERT(pkt->next == NULL && pkt->gso_size == 0 && pkt->csum != MN_CSUM_PARTIAL &&
                   pkt->len >= MN_ETH_HLEN && pkt->len <= nic->caps.tx_max_frame);
         pkt->csum = MN_CSUM_NONE;
+        if (node->net->check != NULL) {
+            sim_check_frame(node, pkt);
+        }
         send_own(node, pkt);
     }
     return n;

@@ -142,6 +142,9 @@ static void poll_node(struct simnode *node)
     uint64_t deadline_ns = mn_stack_due(s);
 
     node->net->stats.polls++;
+    if (node->net->check != NULL) {
+        sim_check_pass(node);
+    }
     if (MN_UNLIKELY(s->zombies > 0)) {
         mn_host_lanes_reap(s);
     }
@@ -171,6 +174,9 @@ void sim_unbind(struct simnode *node)
     if (node->stack != NULL) {
         node->stack->driver_slot = NULL;
         node->stack = NULL;
+        if (node->net->check != NULL) {
+            mn_check_forget(node->net->check, node->number);
+        }
         mn_simq_remove(&node->net->q, &node->timer);
         clear_rx(node);
     }

@@ -243,12 +243,44 @@ static bool chan_look_again(struct mn_chan *c)
     }
 }
 
+static inline bool is_tapped(const struct mn_chan *c)
+{
+    return MN_UNLIKELY(c->group != NULL && c->group->tapped);
+}
+
+/* The same for the life of a flow. */
+static uint64_t tap_id(const struct mn_chan *c, uint32_t flow)
+{
+    return (uint64_t)(uintptr_t)c << 16 ^ flow;
+}
+
+static void tell_given(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len)
+{
+    struct mn_app_flow_info info;
+
+    if (mn_app_flow_info(c->app, flow, &info) == 0) {
+        c->group->tap.given(c->group->tap.ctx, &info, tap_id(c, flow), buf, len);
+    }
+}
+
+static void tell_taken(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len)
+{
+    struct mn_app_flow_info info;
+
+    if (mn_app_flow_info(c->app, flow, &info) == 0) {
+        c->group->tap.taken(c->group->tap.ctx, &info, tap_id(c, flow), buf, len);
+    }
+}
+
 int mn_chan_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len)
 {
     int rc = chan_enter(c);
 
     if (MN_LIKELY(rc == 0)) {
         rc = mn_app_send(c->app, flow, buf, len);
+        if (is_tapped(c) && rc == 0) {
+            tell_given(c, flow, buf, len);
+        }
         chan_leave(c);
     }
     return rc;
@@ -269,6 +301,9 @@ static int64_t chan_recv_head(struct mn_chan *c, const struct mn_app_msg *msg, v
         return -EMSGSIZE;
     }
     mn_app_take(c->app, buf, size);
+    if (is_tapped(c)) {
+        tell_taken(c, msg->flow, buf, msg->len);
+    }
     return ((int64_t)msg->flow << MN_CHAN_LEN_BITS) | msg->len;
 }
 
@@ -303,6 +338,9 @@ int64_t mn_chan_stream_send(struct mn_chan *c, uint32_t flow, const void *buf, u
     do {
         rc = mn_app_stream_send(c->app, flow, buf, len, flags);
     } while (rc == -EAGAIN && c->fd_mode == MN_FD_EDGE && chan_look_again(c));
+    if (is_tapped(c) && rc > 0) {
+        tell_given(c, flow, buf, (uint64_t)rc);
+    }
     chan_leave(c);
     return rc;
 }
@@ -318,6 +356,9 @@ int64_t mn_chan_stream_recv(struct mn_chan *c, uint32_t flow, void *buf, uint64_
     do {
         rc = mn_app_stream_recv(c->app, flow, buf, size, flags);
     } while (rc == -EAGAIN && chan_look_again(c));
+    if (is_tapped(c) && rc > 0 && (flags & MN_APP_PEEK) == 0) {
+        tell_taken(c, flow, buf, (uint64_t)rc);
+    }
     chan_leave(c);
     return rc;
 }

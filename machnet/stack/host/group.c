@@ -43,6 +43,15 @@ int mn_group_drive(struct mn_group *g, const struct mn_group_driver *driver)
     return 0;
 }
 
+void mn_group_set_tap(struct mn_group *g, const struct mn_group_tap *tap)
+{
+    MN_ASSERT(!g->realtime);
+    g->tapped = tap != NULL;
+    if (tap != NULL) {
+        g->tap = *tap;
+    }
+}
+
 int mn_group_add(struct mn_group *g, struct mn_stack *s)
 {
     if (g->n == g->cap) {

@@ -78,6 +78,19 @@ struct mn_group_driver {
  * when a channel is woken, as mn_group_advance does. */
 int mn_group_drive(struct mn_group *g, const struct mn_group_driver *driver);
 
+/* Who wants to know what applications give to be sent, and what they take: called for each send and
+ * receive of a flow through this header's calls that has moved `len` bytes, or a message of them.
+ * id tells flows between the same addresses apart. */
+struct mn_group_tap {
+    void *ctx;
+    void (*given)(void *ctx, const struct mn_app_flow_info *flow, uint64_t id, const void *bytes,
+                  uint64_t len);
+    void (*taken)(void *ctx, const struct mn_app_flow_info *flow, uint64_t id, const void *bytes,
+                  uint64_t len);
+};
+/* For a virtual group; NULL: nobody any more. */
+void mn_group_set_tap(struct mn_group *g, const struct mn_group_tap *tap);
+
 /* A stack that is stepped as part of group g. The NIC stays the caller's, until after
  * mn_stack_close. 0; -EINVAL (configuration); -ENOMEM; -EMFILE and what else eventfd says. */
 int mn_stack_open(struct mn_stack **out, const struct mn_config *cfg, struct mn_nic *nic,

@@ -74,12 +74,14 @@ struct mn_stack {
 struct mn_group {
     bool realtime;
     bool driven;
+    bool tapped;
     _Atomic uint32_t busy;
     uint32_t n, cap;
     struct mn_stack **stacks;
     _Atomic uint64_t now_ns;
     uint64_t wakeups;
     struct mn_group_driver driver;
+    struct mn_group_tap tap;
 };
 
 /* What the descriptor of a chan promises to those who wait for it. */
