@@ -305,6 +305,7 @@ struct mn_faultnic_stats {
 int mn_faultnic_open(struct mn_nic *inner, const struct mn_faultnic_config *cfg,
                      struct mn_nic **out);
 void mn_faultnic_close(struct mn_nic *nic);
+void mn_faultnic_sync(struct mn_nic *nic);
 void mn_faultnic_set_now(struct mn_nic *nic, uint64_t now_ns);
 int mn_faultnic_set(struct mn_nic *nic, uint32_t dir, const struct mn_shape *shape);
 void mn_faultnic_get(struct mn_nic *nic, uint32_t dir, struct mn_shape *out);

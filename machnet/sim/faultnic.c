@@ -420,6 +420,14 @@ void mn_faultnic_get_stats(const struct mn_nic *nic, uint32_t dir, struct mn_fau
     memcpy(out->faults, d->shaper.count, sizeof(out->faults));
 }
 
+void mn_faultnic_sync(struct mn_nic *nic)
+{
+    struct mn_faultnic *f = (struct mn_faultnic *)nic;
+
+    memcpy(nic->mac, f->inner->mac, sizeof(nic->mac));
+    tell_wake(f);
+}
+
 /* ---- opening ------------------------------------------------------------------------------- */
 
 static int direction_init(struct direction *d, uint64_t seed, const char *name,

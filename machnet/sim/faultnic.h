@@ -43,6 +43,8 @@ int mn_faultnic_open(struct mn_nic *inner, const struct mn_faultnic_config *cfg,
                      struct mn_nic **out);
 /* Forgets what waits. Does not close the inner NIC. */
 void mn_faultnic_close(struct mn_nic *nic);
+/* Takes over the inner NIC's address, where that is found out late; before a stack is opened. */
+void mn_faultnic_sync(struct mn_nic *nic);
 /* The time from now on, and shapes that were set; the host calls it before each poll. */
 void mn_faultnic_set_now(struct mn_nic *nic, uint64_t now_ns);
 /* A new shape for one direction, from the next poll on. From any thread. 0 or -EINVAL. */

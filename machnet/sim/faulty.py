@@ -115,7 +115,9 @@ class Faulty(Nic):
 
     def prepare(self, ip: str, isn: int | None) -> int | None:
         """As the inner NIC has it."""
-        return self._inner.prepare(ip, isn)
+        isn = self._inner.prepare(ip, isn)
+        lib.mn_faultnic_sync(self.native)
+        return isn
 
     def hand_fed_wire(self) -> Wire | None:
         """The inner NIC's."""

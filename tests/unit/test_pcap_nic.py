@@ -372,6 +372,14 @@ def test_capture_of_both_directions_beside(tmp_path: Path) -> None:
     assert len(seen) > len(conversation()) + 3
 
 
+def test_faults_around_a_replay(tmp_path: Path) -> None:
+    path = field(tmp_path / "in.pcap", conversation())
+    with Stack(f"pcap:{path}?rx.latency=5ms&rx.duplicate=1", f"{SERVER}/24") as stack:
+        assert serve(stack) == [b"hello"]
+        stats = stack.nic.stats()
+        assert (stats["rx_frames"], stats["rx_passed"]) == (7, 14)  # one is the answer to ARP
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 
