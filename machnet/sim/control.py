@@ -194,6 +194,7 @@ class Control:
     def crash(self, host: Host) -> None:
         """Take a host down."""
         self._outside("crash", host)
+        self.resume(host)  # what has ended is not stopped
         if not host.up:
             return
         rc = lib.mn_simnet_down(self.net._native, host.number, True)
@@ -213,6 +214,8 @@ class Control:
         rc = lib.mn_simnet_down(self.net._native, host.number, False)
         self.net._check(rc, f"{host.name}: restart")
         self.net._note(f"restart {host.name}")
+        if host.on_restart is not None:
+            host.on_restart(host)
 
     def _outside(self, what: str, host: Host) -> None:
         self.net._usable(what)

@@ -339,6 +339,10 @@ class NetworkBase:
     def _open_file(path: str | os.PathLike[str]) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
 
+    def _waiting(self) -> list[str]:
+        """Where each coroutine waits for what."""
+        return [] if self._loop is None or self._loop.is_closed() else self._loop.waiting()
+
     def _cancel_tasks(self, host: Host) -> None:
         for task in list(self._tasks.pop(host.name, {})):
             task.cancel()

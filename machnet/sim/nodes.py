@@ -16,6 +16,8 @@ from machnet.stack.nics import Nic
 from machnet.stack.stack import Stack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from machnet.channel import Channel
     from machnet.sim.control import ActiveFault
     from machnet.sim.network import Network
@@ -159,6 +161,8 @@ class Host(Node):
         ip: Its address.
         mac: Its MAC address.
         settings: What its stack was given (fields of `machnet.config.Settings`).
+        on_restart: A function of the host that is called after each restart, to start its
+            applications anew; None: none. It may not let time pass.
     """
 
     def __init__(
@@ -180,6 +184,8 @@ class Host(Node):
         self._boots = 0
         self._paused = 0
         self._stack: Stack | None = None
+        #: Called with the host after each restart: starts its applications anew.
+        self.on_restart: Callable[[Host], object] | None = None
         #: What `Stack.usage` said when the stack was new.
         self._baseline: dict[str, int] = {}
 
@@ -258,6 +264,9 @@ class Host(Node):
 
     def pause(self) -> ActiveFault:
         """Let it stand still: neither frames nor timers reach it, as a process that is stopped.
+
+        Its applications should stand still too: a call that its engine has to answer (`listen`)
+        waits, and in a coroutine raises `machnet.ReentrantError`. A crash or restart ends it.
 
         Returns:
             The fault: `resume` ends it, and so does its ``heal`` or the end of a ``with``.

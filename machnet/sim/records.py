@@ -123,7 +123,7 @@ def socket_text(host: Host, info: SocketInfo) -> str:
 
 def timer_texts(host: Host) -> list[str]:
     """The armed timers of a host's connections, the first to fire first."""
-    now = host.now_ns
+    now, native = host.net.now_ns, host.net._native
     found = []
     for info in host.sockets():
         if info.timer_ns is None:
@@ -131,7 +131,8 @@ def timer_texts(host: Host) -> list[str]:
         kind = _TIMERS.get(info.timer, "timer")
         if kind == "waiting":
             kind = _WAITING.get(info.state, "the end of waiting")
-        left = max(info.timer_ns - now, 0)
+        # The host's timers are in its own time.
+        left = max(int(lib.mn_simnet_when(native, host.number, info.timer_ns)) - now, 0)
         found.append((left, f"{host.name} {_ends(info)} {kind} in {format_ms(left)}"))
     return [text for _, text in sorted(found)]
 
@@ -147,6 +148,8 @@ def report(net: Network, *, limit: int = 40) -> str:
     lines += [f"{fault} since {format_ms(fault.since_ns)}" for fault in net._control.active]
     sockets = [socket_text(host, info) for host, info in net.sockets()]
     lines += ["sockets:", *(f"  {text}" for text in sockets)] if sockets else ["no sockets"]
+    tasks = net._waiting()
+    lines += ["coroutines:", *(f"  {text}" for text in tasks)] if tasks else []
     timers = net.timers()
     lines += ["timers:", *(f"  {text}" for text in timers)] if timers else ["no timers"]
     if len(lines) > limit:

@@ -226,6 +226,19 @@ def machnet_reset() -> type[Exception]:
     return FlowResetError
 
 
+def test_a_crash_and_a_restart_end_a_pause() -> None:
+    net, _, b = host_pair()
+    with net:
+        fault = b.pause()
+        b.crash()
+        assert not fault.active
+        b.pause()
+        b.restart()
+        assert not b.is_paused
+        b.attach().listen(b.ip, 7, protocol="tcp")
+        assert net.now_ns == 0
+
+
 def test_each_boot_has_secrets_of_its_own() -> None:
     def first_isn(boots: int) -> int:
         net, a, b = host_pair(3)
