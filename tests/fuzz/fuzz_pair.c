@@ -83,9 +83,50 @@ static uint32_t fate_of(struct fuzz *z, struct link *l)
     return FATE_PASS;
 }
 
+/* A segment's connection at its sender (i) or, with `there`, at its receiver. */
+static const struct mn_tcb *tcb_of_frame(const struct fuzz *z, uint32_t i, const struct fz_frame *f,
+                                         bool there)
+{
+    const uint8_t *tcp = f->data + MN_ETH_HLEN + MN_IPV4_HLEN;
+    uint16_t src = mn_rd16be(tcp), dst = mn_rd16be(tcp + 2);
+    uint32_t near = z->host[i].cfg.ip, far = z->host[1 - i].cfg.ip;
+
+    return there ? mn_flow_find(z->host[1 - i].e, far, dst, near, src)
+                 : mn_flow_find(z->host[i].e, near, src, far, dst);
+}
+
+static bool is_tcp(const struct fz_frame *f)
+{
+    return f->len >= MN_ETH_HLEN + MN_IPV4_HLEN + MN_TCP_HLEN && f->data[12] == 8 &&
+           f->data[13] == 0 && f->data[14] == 0x45 && f->data[23] == MN_IPPROTO_TCP;
+}
+
+/* Notes which connection a segment without a timestamp is of. */
+static void mark_incarnation(const struct fuzz *z, uint32_t i, struct fz_frame *f)
+{
+    const struct mn_tcb *t = is_tcp(f) ? tcb_of_frame(z, i, f, false) : NULL;
+
+    f->has_iss = t != NULL && (t->flags & MN_TF_TS) == 0;
+    f->iss = f->has_iss ? t->iss : 0;
+}
+
+/* A segment that has outlived its connection, while another one between the same ports is there:
+ * without timestamps only the quiet time of RFC 9293 3.4.3 protects that, which a connection that
+ * was reset does not keep. */
+static bool is_stale(const struct fuzz *z, uint32_t i, const struct fz_frame *f)
+{
+    const struct mn_tcb *u = f->has_iss && is_tcp(f) ? tcb_of_frame(z, i, f, true) : NULL;
+
+    return u != NULL &&
+           (f->data[MN_ETH_HLEN + MN_IPV4_HLEN + 13] & (MN_TCP_SYN | MN_TCP_RST)) == 0 &&
+           u->state >= MN_TCP_SYN_RECEIVED && u->irs != f->iss;
+}
+
 static void forward(struct fuzz *z, struct link *l, struct fz_frame *f)
 {
     uint64_t at = z->now_ns + LATENCY_NS;
+
+    mark_incarnation(z, (uint32_t)(l - z->link), f);
 
     if (l->q.n >= IN_FLIGHT_MAX) {
         fz_frame_free(f);
@@ -156,7 +197,13 @@ static bool next_event(struct fuzz *z, uint64_t until)
         bool arrived = false;
 
         while (q->head != NULL && q->head->at_ns <= z->now_ns) {
-            fz_queue_put(&z->host[1 - i].nic.rx, fz_queue_get(q));
+            struct fz_frame *f = fz_queue_get(q);
+
+            if (is_stale(z, i, f)) {
+                fz_frame_free(f);
+                continue;
+            }
+            fz_queue_put(&z->host[1 - i].nic.rx, f);
             arrived = true;
         }
         if (arrived || mn_engine_deadline(z->host[1 - i].e) <= z->now_ns) {

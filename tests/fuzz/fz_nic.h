@@ -18,6 +18,8 @@ struct fz_frame {
     uint8_t csum; /* enum mn_csum_state */
     uint8_t tag;  /* the harness's own */
     uint64_t at_ns;
+    uint32_t iss; /* of the connection that sent it, when nothing in it tells which one that was */
+    bool has_iss;
 };
 
 struct fz_queue {
