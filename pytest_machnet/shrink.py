@@ -141,10 +141,10 @@ def wanted(item: pytest.Item) -> bool:
     if not cases.uses_plugin(item) or getattr(item.obj, "is_hypothesis_test", False):  # type: ignore[attr-defined]
         return False  # hypothesis reduces what it has drawn by itself
     try:
-        case = cases.make_case(item)
+        settings = cases.item_settings(item)
     except MarkerError:
         return False
-    return bool(case.settings["shrink"]) and case.simulated
+    return bool(settings["shrink"]) and cases.make_case(item).simulated
 
 
 def run_and_shrink(item: pytest.Item, nextitem: pytest.Item | None) -> None:

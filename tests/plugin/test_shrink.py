@@ -9,6 +9,7 @@ import re
 import pytest
 from plugin_runs import section_of
 
+from machnet._native import lib
 from pytest_machnet import report, shrink
 
 # ---- the algorithm -------------------------------------------------------------------------------
@@ -182,13 +183,15 @@ def test_faults_on_schedule_are_reduced_too(outer):
 def test_one_seed_of_a_thousand_is_found_and_shrunk(outer):
     """SYN and its retransmission are lost with a chance of about 1 in 1000."""
     source = SYN_LOST_TWICE.format(mark="dict(loss=0.03)", rounds=1)
+    seeds = 200 if lib.mn_build_sanitized() else 1000
     result = outer(
-        source, "--machnet-seeds=1000", "-n", "2", "--machnet-shrink", "--machnet-seed=350"
+        source, f"--machnet-seeds={seeds}", "-n", "2", "--machnet-shrink", "--machnet-seed=350"
     )
-    result.assert_outcomes(passed=999, failed=1)
+    result.assert_outcomes(passed=seeds - 1, failed=1)
     lines = section_of(result)
     (number,) = re.findall(r"test_connect\[seed(\d+)\]", lines[1])
     assert re.match(rf"seed \d+ \(--machnet-seed=350, number {number}\)", lines[0])
     assert any("Flags [S]" in line for line in lines)
-    assert any(line.startswith("shrunk: 2 of ") for line in lines)
-    assert drops_of(lines)[-2][0] == "local>peer"
+    (at,) = [i for i, line in enumerate(lines) if line.startswith("shrunk: ")]
+    assert re.match(r"shrunk: \d of \d+ faults still fail \(each is needed", lines[at])
+    assert len(drops_of(lines[at:])) >= 2
