@@ -30,6 +30,8 @@ _EVENT: int = lib.MN_CHAN_EVENT
 _LEN_BITS: int = lib.MN_CHAN_LEN_BITS
 _LEN_MASK = (1 << _LEN_BITS) - 1
 _EAGAIN = -errno.EAGAIN
+#: No room now, or the flow is a stream: the slow way knows.
+_TRY_AGAIN = frozenset({_EAGAIN, -errno.EINVAL})
 #: Receive buffer that is kept; a longer message gets one of its own.
 _RECV_BYTES = 65536
 
@@ -220,6 +222,8 @@ class Channel(ChannelBase):
             rc = _send(self._native, flow.id, data, len(data))
             if rc == 0:
                 return len(data)
+            if rc not in _TRY_AGAIN:
+                self._send_failed(rc, flow, len(data))
         return self._send_slow(flow, data, timeout)
 
     def _send_slow(
@@ -271,6 +275,7 @@ class Channel(ChannelBase):
             self._fail(rc, f"send on {flow}")
         if rc == -errno.EINVAL:
             raise ValueError(f"{flow}: wrong kind of flow")
+        self._explain(rc, f"send on {flow}")
         raise flow_error(-rc, flow)
 
     def recv(self, timeout: float | None = None) -> Message:
@@ -365,6 +370,7 @@ class Channel(ChannelBase):
             self._fail(rc, f"read on {flow}")
         if rc == -errno.EINVAL:
             raise ValueError(f"{flow} has messages, not a stream: use recv")
+        self._explain(rc, f"read on {flow}")
         raise flow_error(-rc, flow)
 
     def _grow(self, size: int) -> None:

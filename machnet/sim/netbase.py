@@ -68,6 +68,7 @@ class NetworkBase:
         record: int = 4096,
         name: str = "net",
         pool: int = 65536,
+        invariants: bool = True,
     ) -> None:
         self.seed = _whole(seed, "seed", 0, 2**64 - 1)
         self.name = name
@@ -86,6 +87,7 @@ class NetworkBase:
         self._chaos: random.Random | None = None
         self._capturing = False
         self._idle = ffi.new("struct mn_simnet_idle *")
+        self.invariants = invariants
 
     @property
     def _me(self) -> Network:
@@ -105,6 +107,20 @@ class NetworkBase:
         return ffi.gc(out[0], lib.mn_simnet_free)
 
     # ---- checks ----------------------------------------------------------------------------------
+
+    @property
+    def invariants(self) -> bool:
+        """Whether what must hold of engines and their frames is checked while time passes.
+
+        A violation raises `machnet.InvariantError`, with the connection, the rule and the time, from
+        the call that let it happen. What applications give and take is compared only where it is on
+        from the start.
+        """
+        return bool(lib.mn_simnet_check(self._native) != ffi.NULL)
+
+    @invariants.setter
+    def invariants(self, on: bool) -> None:
+        self._check(lib.mn_simnet_checks(self._native, bool(on)), "invariants")
 
     def _usable(self, what: str) -> None:
         """Refuse a network that is closed, or another thread."""
@@ -358,6 +374,7 @@ class NetworkBase:
         """
         self._usable("leaks")
         self._drive(lambda: not self._left(), self.now_ns + duration_ns(_LEAK_PATIENCE), "leaks")
+        self._check(lib.mn_simnet_check_all(self._native), "leaks")
         return self._left()
 
     def _left(self) -> list[str]:

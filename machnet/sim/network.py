@@ -57,6 +57,7 @@ class Network(NetworkBase):
         record: The last so many frames are kept, for `packets` and `write_pcapng`; 0: none.
         name: For messages.
         pool: Frames that may be in flight at once, all links and queues together.
+        invariants: Whether what must hold is checked all the time: see `invariants`.
 
     Raises:
         ValueError: An argument is out of its range.

@@ -75,6 +75,7 @@ class SimClock(Clock):
         #: Whether the core is in the middle of a step: a rule is being asked.
         self.inside_step = False
         self._kept: list[ChannelBase] = []
+        self._told = False
 
     def keep(self, channel: ChannelBase) -> None:
         """Keep it until it is closed: when it is forgotten must not matter to what happens."""
@@ -195,9 +196,17 @@ class SimClock(Clock):
         elif rc in {-errno.ELOOP, -errno.ETIME}:
             raise SimulationLimitError(f"{what}: {self._text()}\n{self._net.report()}")
         elif rc == -errno.EPROTO:
-            raise InvariantError(f"{what}: {self._text()}\n{self._net.report()}")
+            self.violation(what)
         elif rc == -errno.EDEADLK:
             self.deadlock(what)
+
+    def violation(self, what: str) -> None:
+        """Raise the violation of an invariant that nobody was told of yet."""
+        check = lib.mn_simnet_check(self._simnet)
+        text = b"" if check == ffi.NULL else ffi.string(lib.mn_check_text(check))
+        if text and not self._told:
+            self._told = True
+            raise InvariantError(f"{what}: {text.decode()}\n{self._net.report()}")
 
     def deadlock(self, what: str) -> NoReturn:
         """Say that nothing can ever happen, and who waits for what."""

@@ -138,10 +138,15 @@ class ChannelBase:
             self._block(lambda: self._result(token, event), _COMMAND_TIMEOUT_S, what)
         return event
 
-    def _fail(self, rc: int, what: str) -> None:
-        number, clock = -rc, self.stack.clock
+    def _explain(self, rc: int, what: str) -> None:
+        """Raise what the clock knows of a failure: it may be the stepping that failed."""
+        clock = self.stack.clock
         if clock is not None:
             clock.explain(rc, what)
+
+    def _fail(self, rc: int, what: str) -> None:
+        number = -rc
+        self._explain(rc, what)
         if number == errno.EBUSY:
             raise ConcurrentUseError(
                 f"{what}: another thread is using this channel (or stepping its stack): "

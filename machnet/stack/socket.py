@@ -293,6 +293,7 @@ class Socket(SocketOptions):
             raise BlockingIOError(errno.EAGAIN, f"{what}: {os.strerror(errno.EAGAIN)}")
         if rc in OF_STEPPING:
             self._channel._fail(rc, what)
+        self._channel._explain(rc, what)
         if rc not in {-errno.EPIPE, -errno.EBADF}:
             self._failed = True
         raise os_error(-rc, what)

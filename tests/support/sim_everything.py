@@ -7,6 +7,7 @@ Writes one capture per seed, and one file with everything else that a run has to
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,9 @@ async def serve(host: Any) -> None:
     async with machnet.aio.attach(host.stack) as channel:
         channel.listen(host.ip, 7, protocol="tcp")
         while True:
-            try:
+            with contextlib.suppress(OSError):
                 message = await channel.recv()
                 await channel.send(message.flow, message.data)
-            except OSError:
-                continue
 
 
 async def talk(host: Any, peers: list[Any], words: set[str]) -> int:
