@@ -367,7 +367,8 @@ def test_connect_to_everybody(arm: Arm, peer: Peer, where: str) -> None:
     sock = arm.socket()
     assert how_it_fails(arm, sock, where) in {"ENETUNREACH", "EACCES", "EINVAL", "EADDRNOTAVAIL"}
     peer.line.collect()
-    assert not peer.line.frames
+    # A connection of an earlier case may still say something, to somebody else.
+    assert not [frame for _, frame in peer.line.frames if frame[30:34] == socket.inet_aton(where)]
 
 
 @clause("POSIX connect()")
