@@ -212,8 +212,10 @@ static int look_flight(struct mn_check *c, const struct mn_ck_flow *f, struct mn
                        const struct mn_tcb *t, uint64_t now_ns)
 {
     uint32_t pipe, cwnd = mn_max_u32(t->cc.cwnd, f->cwnd) + 3 * t->mss;
+    uint32_t data_nxt = t->snd_nxt - ((t->flags & MN_TF_FIN_SENT) != 0); /* FIN may always go */
 
-    if (t->snd_nxt == f->nxt || mn_ck_is_held(c, f->node) || (t->flags & MN_TF_PERSIST) != 0) {
+    if (t->snd_nxt == f->nxt || data_nxt == f->nxt || mn_ck_is_held(c, f->node) ||
+        (t->flags & MN_TF_PERSIST) != 0) {
         return 0;
     }
     pipe = mn_tcp_pipe(e, t);

@@ -443,6 +443,8 @@ class VirtualLoop(Refusals, base_events.BaseEventLoop):
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         """Keep an exception, for the end of the run; log what is none."""
         error = context.get("exception")
+        if isinstance(error, asyncio.CancelledError):
+            return  # of asyncio's streams before Python 3.12, when a handler is cancelled
         if isinstance(error, Exception) and not self.is_closed():
             self._failures.add(str(context.get("message", "a callback failed")), error)
         else:

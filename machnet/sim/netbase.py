@@ -104,7 +104,27 @@ class NetworkBase:
             raise MemoryError("no memory for the network's packets")
         if rc < 0:
             raise os_error(-rc, "Network")
-        return ffi.gc(out[0], lib.mn_simnet_free)
+        net = ffi.gc(out[0], lib.mn_simnet_free)
+        self._check_invariants(net, on=True)
+        return net
+
+    @staticmethod
+    def _check_invariants(net: Any, *, on: bool) -> None:
+        if lib.mn_simnet_checks(net, on) < 0:
+            raise MemoryError("no memory for the checks")
+
+    @property
+    def invariants(self) -> bool:
+        """Whether the invariants are checked while the network runs: they are, unless set to False.
+
+        A violation is a fault of the stack: it raises `InvariantError` from what steps the network,
+        once, and ends the checks.
+        """
+        return bool(lib.mn_simnet_check(self._native) != ffi.NULL)
+
+    @invariants.setter
+    def invariants(self, on: bool) -> None:
+        self._check_invariants(self._native, on=on)
 
     # ---- checks ----------------------------------------------------------------------------------
 

@@ -16,7 +16,9 @@ import pytest
 from support.simnet_kit import MS, Host, Net, S
 from support.tcp_segment import build_eth, build_ip, build_tcp, flag_bits
 
+import machnet
 from machnet._native import ffi, lib
+from machnet.sim import Network
 
 PERCENT = 10_000_000
 A, B = "10.0.0.1", "10.0.0.2"
@@ -115,6 +117,29 @@ def test_the_same_addresses_again_are_another_connection() -> None:
             assert lib.mn_chan_close_flow(a.chan, flow, 0) == 0
             assert net.advance(S) == 0
         assert net.error == ""
+
+
+def test_a_violation_is_raised_by_what_steps_the_network() -> None:
+    with Network() as net:
+        assert net.invariants
+        a, b = net.host(A), net.host(B)
+        net.link(a, b)
+        sender, receiver = a.attach(), b.attach()
+        receiver.listen(B, 7, protocol="tcp")
+        flow = sender.connect(A, B, 7, protocol="tcp")
+        sender.send(flow, b"good")
+        local, remote = (
+            (int.from_bytes(bytes(map(int, ip.split("."))), "big"), port)
+            for ip, port in (flow.local, flow.remote)
+        )
+        conn = ffi.new("struct mn_check_conn *", [remote[0], local[0], remote[1], local[1]])
+        check = lib.mn_simnet_check(net._native)
+        assert lib.mn_check_taken(check, conn, 99, b"evil", 4, True, net.now_ns) == 0
+        with pytest.raises(machnet.InvariantError, match="what the other side gave"):
+            net.advance("1s")
+        assert receiver.recv(timeout=1).data == b"good"
+        net.invariants = False
+        assert not net.invariants
 
 
 # --- engines --------------------------------------------------------------------------------------
