@@ -75,11 +75,6 @@ class NicHost:
         return self.stack.mac
 
     @property
-    def now_ns(self) -> int:
-        """Its clock."""
-        return self.stack.now_ns
-
-    @property
     def up(self) -> bool:
         """Whether it has an engine."""
         return not self.stack.closed
@@ -420,20 +415,24 @@ class NicLab(Lab):
 
     def describe(self, *, short: bool) -> list[str]:
         """The state of things, for the failure section."""
-        from machnet.sim.records import socket_text, timer_texts
+        from machnet.sim.units import format_ms
 
         sockets: list[str] = []
-        timers: list[str] = []
+        timers: list[tuple[int, str]] = []
         for host in self._hosts:
             if not host.up:
                 continue
-            # It has what these look at in a simulated host.
-            like: Any = host
-            sockets += [socket_text(like, info) for info in host.sockets()]
-            timers += timer_texts(like)
+            now = host.stack.now_ns
+            for info in host.sockets():
+                text = f"{host.name} {_ends(info)}"
+                queued = f", {info.send_queue} bytes not acknowledged" if info.send_queue else ""
+                sockets.append(f"{text} {info.state}{queued}")
+                if info.timer_ns is not None:
+                    left = max(info.timer_ns - now, 0)
+                    timers.append((left, f"{text} next timer in {format_ms(left)}"))
         limit = 4 if short else 8
         lines = report.group("sockets", sockets, limit)
-        return lines + report.group("timers", timers, limit)
+        return lines + report.group("timers", [text for _, text in sorted(timers)], limit)
 
     def describe_late(self) -> list[str]:
         """The last packets: a capture in real time is complete only when its stack has ended."""
@@ -503,3 +502,9 @@ class NicLab(Lab):
         if self._failed or self.wants_capture():
             self._keep_captures()
         self._exits.close()
+
+
+def _ends(info: SocketInfo) -> str:
+    """The addresses of a connection, or of a listener."""
+    local = f"{info.local[0]}:{info.local[1]}"
+    return local if info.state == "LISTEN" else f"{local}-{info.remote[0]}:{info.remote[1]}"
