@@ -47,6 +47,12 @@ static void duplicate_ack(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_mark_dirty(e, t);
 }
 
+/* A D-SACK (RFC 2883) below the cumulative acknowledgement: it answers a copy. */
+static bool tells_duplicate(const struct mn_seg *s)
+{
+    return s->opts.n_sack > 0 && mn_seq_le(s->opts.sack[0].right, s->ack);
+}
+
 /* RFC 6298 with Karn's rule; timestamps tell the copies of a retransmission apart, in milliseconds.
  */
 static void sample_rtt(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *s)
@@ -55,6 +61,9 @@ static void sample_rtt(struct mn_engine *e, struct mn_tcb *t, const struct mn_se
         t->flags &= ~MN_TF_RTT;
         mn_tcp_rtt_sample(e, t, e->now_ns - t->rtt_at);
         return;
+    }
+    if (tells_duplicate(s)) {
+        return; /* the echo is that of the first copy, whose acknowledgement was lost */
     }
     if ((t->flags & MN_TF_KARN) != 0 && (t->flags & MN_TF_TS) != 0 && s->opts.has_ts &&
         s->opts.tsecr != 0) {
