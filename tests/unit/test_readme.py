@@ -21,5 +21,11 @@ def test_the_readme_has_an_example_once_there_is_a_stack() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[str(number) for number in range(len(BLOCKS))])
-def test_readme_example(block: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exec(compile(block, str(README), "exec"), {"__name__": "__main__"})
+def test_readme_example(
+    block: str, capsys: pytest.CaptureFixture[str], pytester: pytest.Pytester
+) -> None:
+    if "def test_" in block:
+        pytester.makepyfile(block)
+        pytester.runpytest_subprocess("--machnet-sim").assert_outcomes(passed=1)
+    else:
+        exec(compile(block, str(README), "exec"), {"__name__": "__main__"})
