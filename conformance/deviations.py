@@ -31,19 +31,6 @@ class Deviation:
 
 DEVIATIONS = (
     Deviation(
-        "handshake_active/simultaneous_open_with_synack",
-        "machnet",
-        "RFC 9293 3.5, figure 8",
-        "The number of a SYN-ACK in SYN-RECEIVED is before the window (3.10.7.4, first): machnet answers it, "
-        "and opens by the ACK that its own SYN-ACK gets.",
-    ),
-    Deviation(
-        "handshake_active/close_in_syn_sent",
-        "machnet",
-        "RFC 9293 3.10.4",
-        "The attempt of a closed socket runs on, and its connection is reset when it opens.",
-    ),
-    Deviation(
         "data_out/maxseg_is_told",
         "machnet",
         "Linux TCP_MAXSEG",
@@ -72,18 +59,6 @@ DEVIATIONS = (
         "linux",
         "RFC 9293 3.10.7.4",
         "Linux believes a window that shrinks only in an ACK that acknowledges or carries something new.",
-    ),
-    Deviation(
-        "recovery/sack_holes_alone",
-        "machnet",
-        "RFC 6675 4",
-        "The rescue retransmission is always of the last segment, even where SACK has told that it is there: a defect.",
-    ),
-    Deviation(
-        "close/fin_before_data_is_answered",
-        "machnet",
-        "RFC 9293 MAY-13",
-        "A FIN alone behind a gap is kept without a word: no data are told by it to be missing.",
     ),
     Deviation(
         "close/reset_in_time_wait",

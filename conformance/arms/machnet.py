@@ -74,6 +74,7 @@ class MachnetArm:
 
     def state(self, local: tuple[str, int], remote: tuple[str, int]) -> str:
         """From the stack's table."""
+        self.settle()
         info = self.stack.find_socket(local, remote)
         return "CLOSED" if info is None else info.state
 

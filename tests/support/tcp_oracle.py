@@ -168,6 +168,10 @@ def expected(state: str, flags: int, seq: str, ack: str, *, passive: bool = True
     if flags & RST:
         return _reset(state, seq)
     if flags & SYN:
+        both = state == "SYN-RECEIVED" and not passive and seq == "before"
+        if both and flags & ACK and not flags & FIN and ack == "nxt":
+            # The SYN-ACK of a simultaneous open: RFC 9293 3.5, figure 8.
+            return either("ack", "ESTABLISHED")
         return _syn(state, seq, passive)
     if seq in ("before", "outside"):
         return either("ack synack" if state == "SYN-RECEIVED" else "ack", state)

@@ -274,6 +274,9 @@ bool mn_sack_head_lost(struct mn_engine *e, const struct mn_tcb *t);
  * calls lost. */
 bool mn_sack_next_hole(struct mn_engine *e, const struct mn_tcb *t, bool need_lost, uint32_t *left,
                        uint32_t *right);
+/* The highest range below `recover` that SACK has not told; false: there is none. */
+bool mn_sack_last_hole(const struct mn_engine *e, const struct mn_tcb *t, uint32_t *left,
+                       uint32_t *right);
 
 /* tcp_recv.c: data in, out-of-order queue. */
 void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s);

@@ -164,6 +164,30 @@ static bool syn_received_ack(struct mn_engine *e, struct mn_tcb *t, const struct
     return true;
 }
 
+/* The SYN that we have, in SYN-RECEIVED. Alone it asks for our answer once more; from the other
+ * side of a simultaneous open it is an answer itself (RFC 9293 3.5, figure 8), although its number
+ * lies before the window. */
+static void syn_again(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *s)
+{
+    if ((s->flags & MN_TCP_ACK) == 0) {
+        e->stats.drop_tcp_seq++;
+        t->flags |= MN_TF_RTX_ONE;
+        mn_tcp_mark_dirty(e, t);
+        return;
+    }
+    if ((t->flags & MN_TF_PASSIVE) != 0 || s->ack != t->snd_nxt || s->len > 0 ||
+        (s->flags & MN_TCP_FIN) != 0) {
+        e->stats.drop_tcp_seq++;
+        mn_tcp_challenge(e, t);
+        return;
+    }
+    if (syn_received_ack(e, t, s)) {
+        t->last_rx_ns = e->now_ns;
+        t->flags |= MN_TF_ACK_NOW;
+        mn_tcp_mark_dirty(e, t);
+    }
+}
+
 void mn_tcp_segment(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
 {
     bool probe = false;
@@ -177,16 +201,7 @@ void mn_tcp_segment(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
     }
     if (MN_UNLIKELY(t->state == MN_TCP_SYN_RECEIVED && s->seq == t->irs) &&
         (s->flags & MN_TCP_SYN) != 0) {
-        /* The SYN that we have. Alone it asks for our answer once more; from the other side of a
-         * simultaneous open it is an answer itself, and gets the ACK that both sides wait for (RFC
-         * 9293 3.5). */
-        e->stats.drop_tcp_seq++;
-        if ((s->flags & MN_TCP_ACK) != 0) {
-            mn_tcp_challenge(e, t);
-        } else {
-            t->flags |= MN_TF_RTX_ONE;
-            mn_tcp_mark_dirty(e, t);
-        }
+        syn_again(e, t, s);
         return;
     }
     if (MN_UNLIKELY(!seq_acceptable(t, s))) {

@@ -457,21 +457,23 @@ static bool send_hole(struct mn_engine *e, struct mn_tcb *t, bool need_lost, uin
     return true;
 }
 
+/* One segment at the highest data that SACK has not told (RFC 6675, NextSeg rule 4), once in a
+ * recovery. */
 static bool send_rescue(struct mn_engine *e, struct mn_tcb *t, bool *sent)
 {
-    uint32_t left;
+    uint32_t left, right;
 
     *sent = false;
     if ((t->flags & (MN_TF_RESCUED | MN_TF_SACK)) != MN_TF_SACK || t->recovery != MN_REC_FAST ||
-        !mn_seq_lt(t->rtx_nxt, t->recover)) {
+        !mn_sack_last_hole(e, t, &left, &right) || !mn_seq_lt(t->rtx_nxt, right)) {
         return true;
     }
-    left = mn_seq_max(t->recover - mn_min_u32(t->mss, t->recover - t->snd_una), t->rtx_nxt);
+    left = mn_seq_max(right - mn_min_u32(t->mss, right - left), t->rtx_nxt);
     uint32_t keep = t->rtx_nxt;
-    if (!send_again(e, t, left, t->recover)) {
+    if (!send_again(e, t, left, right)) {
         return false;
     }
-    t->rtx_nxt = keep; /* the rescue does not count as HighRxt (RFC 6675, NextSeg rule 4) */
+    t->rtx_nxt = keep; /* the rescue does not count as HighRxt */
     t->flags |= MN_TF_RESCUED;
     e->stats.tcp_rescue_retransmits++;
     *sent = true;

@@ -474,7 +474,14 @@ void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
     }
     if ((t->flags & MN_TF_FIN_OOO) != 0 && t->rcv_nxt == t->fin_seq) {
         fin_in(e, t);
-    } else if (!in_order && (t->flags & MN_TF_ACK_NOW) != 0 && mn_tx_room(e, 2)) {
+        return;
+    }
+    if (s->len == 0) {
+        in_order = false; /* a FIN alone, behind a gap: it too tells that something is missing */
+        t->flags |= MN_TF_ACK_NOW;
+        mn_tcp_mark_dirty(e, t);
+    }
+    if (!in_order && (t->flags & MN_TF_ACK_NOW) != 0 && mn_tx_room(e, 2)) {
         mn_tcp_send_ack(e, t); /* each one counts for the peer's fast retransmit: not aggregated */
     }
 }

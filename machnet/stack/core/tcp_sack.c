@@ -224,3 +224,30 @@ bool mn_sack_next_hole(struct mn_engine *e, const struct mn_tcb *t, bool need_lo
     }
     return false;
 }
+
+bool mn_sack_last_hole(const struct mn_engine *e, const struct mn_tcb *t, uint32_t *left,
+                       uint32_t *right)
+{
+    uint32_t at = t->snd_una;
+    bool found = false;
+
+    for (uint32_t i = t->sack_head; i != MN_NIL; i = e->ranges[i].next) {
+        const struct mn_range *r = &e->ranges[i];
+
+        if (!mn_seq_lt(at, t->recover)) {
+            return found;
+        }
+        if (mn_seq_lt(at, r->left)) {
+            *left = at;
+            *right = mn_seq_lt(r->left, t->recover) ? r->left : t->recover;
+            found = true;
+        }
+        at = mn_seq_max(at, r->right);
+    }
+    if (mn_seq_lt(at, t->recover)) {
+        *left = at;
+        *right = t->recover;
+        found = true;
+    }
+    return found;
+}
