@@ -6,36 +6,23 @@ from __future__ import annotations
 import errno
 import select
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from machnet._native import ffi, lib
+from machnet.testing.nic import CSUM_NONE, CSUM_PARTIAL, CSUM_VALID, Meta, NicHandle
 
-CSUM_NONE, CSUM_PARTIAL, CSUM_VALID = 0, 1, 2
+__all__ = [
+    "CSUM_NONE",
+    "CSUM_PARTIAL",
+    "CSUM_VALID",
+    "Meta",
+    "RawTap",
+    "RawWire",
+    "check",
+    "meta_of",
+]
+
 FRAME_BYTES_MAX = 70_000
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What a frame carries beside its bytes (struct mn_pkt_meta)."""
-
-    csum: int = CSUM_NONE
-    l4_off: int = 0
-    csum_off: int = 0
-    gso_size: int = 0
-    pieces: int = 1
-
-    def c(self) -> Any:
-        return ffi.new(
-            "struct mn_pkt_meta *",
-            {
-                "csum": self.csum,
-                "l4_off": self.l4_off,
-                "csum_off": self.csum_off,
-                "gso_size": self.gso_size,
-                "pieces": self.pieces,
-            },
-        )
 
 
 def meta_of(c: Any) -> Meta:
@@ -49,41 +36,7 @@ def check(result: int) -> int:
     return result
 
 
-class RawNic:
-    """Any `struct mn_nic *`."""
-
-    def __init__(self, nic: Any) -> None:
-        self.nic = nic
-        self._buf = ffi.new("uint8_t[]", FRAME_BYTES_MAX)
-
-    @property
-    def info(self) -> Any:
-        info = ffi.new("struct mn_nic_info *")
-        lib.mn_nic_get_info(self.nic, info)
-        return info
-
-    @property
-    def mac(self) -> str:
-        return bytes(self.info.mac).hex(":")
-
-    def recv_meta(self, size: int = FRAME_BYTES_MAX) -> tuple[bytes, Meta] | None:
-        meta = ffi.new("struct mn_pkt_meta *")
-        length = lib.mn_nic_rx_bytes(self.nic, 0, self._buf, size, meta)
-        if length == -errno.EAGAIN:
-            return None
-        check(length)
-        return bytes(ffi.buffer(self._buf, length)), meta_of(meta)
-
-    def recv(self) -> bytes | None:
-        got = self.recv_meta()
-        return None if got is None else got[0]
-
-    def send(self, frame: bytes, meta: Meta | None = None) -> None:
-        c = ffi.NULL if meta is None else meta.c()
-        check(lib.mn_nic_tx_bytes(self.nic, 0, frame, len(frame), c))
-
-
-class RawWire(RawNic):
+class RawWire(NicHandle):
     """One `struct mn_wire *`."""
 
     def __init__(self, wire: Any) -> None:
@@ -131,7 +84,7 @@ class RawWire(RawNic):
         return frames
 
 
-class RawTap(RawNic):
+class RawTap(NicHandle):
     """A TAP; takes over the descriptor."""
 
     @staticmethod

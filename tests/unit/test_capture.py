@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rawnic import CSUM_PARTIAL, Meta, RawNic, RawWire, check
+from rawnic import CSUM_PARTIAL, Meta, RawWire, check
 
 from machnet._native import ffi, lib
+from machnet.testing.nic import NicHandle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,12 +62,12 @@ class Writer:
         result: int = lib.mn_pcapng_write(self.c, ffi.new("struct mn_pcapng_pkt *", pkt), data)
         return result
 
-    def capture(self, inner: Any, name: str, snaplen: int = 0, epoch_ns: int = 0) -> RawNic:
+    def capture(self, inner: Any, name: str, snaplen: int = 0, epoch_ns: int = 0) -> NicHandle:
         out = ffi.new("struct mn_nic **")
         text = ffi.new("char[]", name.encode())
         config = {"writer": self.c, "if_name": text, "snaplen": snaplen, "epoch_ns": epoch_ns}
         check(lib.mn_capture_open(inner, ffi.new("struct mn_capture_config *", config), out))
-        return RawNic(out[0])
+        return NicHandle(out[0])
 
     @property
     def stats(self) -> Any:

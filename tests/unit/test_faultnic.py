@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rawnic import CSUM_PARTIAL, Meta, RawNic, RawWire, check
+from rawnic import CSUM_PARTIAL, Meta, RawWire, check
 
 from machnet._native import ffi, lib
+from machnet.testing.nic import NicHandle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,7 @@ PPB = 10**9
 TX, RX = lib.MN_FAULTNIC_TX, lib.MN_FAULTNIC_RX
 
 
-class FaultNic(RawNic):
+class FaultNic(NicHandle):
     """A fault layer around a wire that is fed by hand."""
 
     def __init__(
@@ -282,7 +283,7 @@ def test_layers_may_be_stacked_and_tell_when_the_inner_one_is_due(wire: RawWire)
     out = ffi.new("struct mn_nic **")
     config = ffi.new("struct mn_faultnic_config *", {"rx": {"latency_ns": 50}})
     check(lib.mn_faultnic_open(inner.nic, config, out))
-    outer = RawNic(ffi.gc(out[0], lib.mn_faultnic_close))
+    outer = NicHandle(ffi.gc(out[0], lib.mn_faultnic_close))
 
     def at(now: int) -> bytes | None:
         inner.at(now)
