@@ -117,30 +117,15 @@ class NetworkBase:
     def invariants(self) -> bool:
         """Whether the invariants are checked while the network runs: they are, unless set to False.
 
-        A violation is a fault of the stack: it raises `InvariantError` from what steps the network,
-        once, and ends the checks.
+        A violation is a fault of the stack: it raises `machnet.InvariantError`, with the connection, the
+        rule and the time, from the call that let it happen, once, and ends the checks. What
+        applications give and take is compared only where the checks are on from the start.
         """
         return bool(lib.mn_simnet_check(self._native) != ffi.NULL)
 
     @invariants.setter
     def invariants(self, on: bool) -> None:
         self._check_invariants(self._native, on=on)
-
-    # ---- checks ----------------------------------------------------------------------------------
-
-    @property
-    def invariants(self) -> bool:
-        """Whether what must hold of engines and their frames is checked while time passes.
-
-        A violation raises `machnet.InvariantError`, with the connection, the rule and the time, from
-        the call that let it happen. What applications give and take is compared only where it is on
-        from the start.
-        """
-        return bool(lib.mn_simnet_check(self._native) != ffi.NULL)
-
-    @invariants.setter
-    def invariants(self, on: bool) -> None:
-        self._check(lib.mn_simnet_checks(self._native, bool(on)), "invariants")
 
     def _usable(self, what: str) -> None:
         """Refuse a network that is closed, or another thread."""
