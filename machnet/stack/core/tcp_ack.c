@@ -63,7 +63,10 @@ static void sample_rtt(struct mn_engine *e, struct mn_tcb *t, const struct mn_se
         return;
     }
     if (tells_duplicate(s)) {
-        return; /* the echo is that of the first copy, whose acknowledgement was lost */
+        /* The echo is that of the first copy, whose acknowledgement was lost: it tells no time. But
+         * that copies arrive shows that the path is as it was. */
+        t->backoff = 0;
+        return;
     }
     if ((t->flags & MN_TF_KARN) != 0 && (t->flags & MN_TF_TS) != 0 && s->opts.has_ts &&
         s->opts.tsecr != 0) {
