@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.loop_pair import B, Pair, forever
+from support.loop_pair import A, B, Pair, forever
 
 import machnet
 from machnet import aio
+from machnet.sim import Network
 
 
 @pytest.fixture
@@ -189,3 +190,25 @@ def test_shutdown_lets_tasks_clean_up(pair: Pair) -> None:
     assert cleaned == ["quick", "slow"]
     assert pair.loop.is_closed()
     pair.loop.shutdown()
+
+
+def test_what_a_rule_starts_is_not_overslept() -> None:
+    """It runs in the midst of a step, which ends at that moment."""
+    with Network() as net:
+        a, b = net.host(A), net.host(B)
+        net.link(a, b, latency="1ms")
+
+        async def main() -> None:
+            seen: asyncio.Future[int] = net.loop.create_future()
+
+            def tell(packet: object, hop: Any) -> None:
+                if not seen.done():
+                    seen.set_result(hop.now_ns)
+
+            channel = a.attach()
+            with net.rule(tell):
+                net.loop.call_later(2, channel._connect_start, A, B, 80, "tcp", None, 0)
+                assert await asyncio.wait_for(seen, 100) == 2_000_000_000
+                assert net.now_ns == 2_000_000_000
+
+        net.run(main())
