@@ -444,6 +444,7 @@ struct mn_check_conn {
     uint32_t laddr, raddr;
     uint16_t lport, rport;
 };
+void mn_check_foreign(struct mn_check *c, const uint8_t *frame, uint32_t len);
 int mn_check_given(struct mn_check *c, const struct mn_check_conn *conn, uint64_t id,
                    const void *bytes, uint64_t len, bool message);
 int mn_check_taken(struct mn_check *c, const struct mn_check_conn *conn, uint64_t id,

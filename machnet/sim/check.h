@@ -57,6 +57,10 @@ int mn_check_given(struct mn_check *c, const struct mn_check_conn *conn, uint64_
 int mn_check_taken(struct mn_check *c, const struct mn_check_conn *conn, uint64_t id,
                    const void *bytes, uint64_t len, bool message, uint64_t now_ns);
 
+/* A frame that no engine has sent joins the network: what the connection carries from now on may be
+ * anybody's, and is not held against what its application gave. */
+void mn_check_foreign(struct mn_check *c, const uint8_t *frame, uint32_t len);
+
 /* The first violation, "" if there was none: "at 1.234567890 s: node 0: CONNECTION: RULE: ...". */
 const char *mn_check_text(const struct mn_check *c);
 

@@ -105,6 +105,8 @@ struct mn_ck_streams *mn_ck_streams_new(uint32_t streams_max);
 void mn_ck_streams_free(struct mn_ck_streams *all);
 void mn_ck_stream_given(struct mn_ck_streams *all, const struct mn_check_conn *conn, uint64_t id,
                         const void *bytes, uint64_t len, bool message);
+/* What arrives may be another's: no more of this connection. */
+void mn_ck_stream_leave(struct mn_ck_streams *all, const struct mn_check_conn *conn);
 /* False: a violation, described in text. */
 bool mn_ck_stream_taken(struct mn_ck_streams *all, const struct mn_check_conn *conn, uint64_t id,
                         const void *bytes, uint64_t len, bool message, char *text, size_t size);

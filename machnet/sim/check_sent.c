@@ -211,11 +211,33 @@ static int sent_segment(struct mn_check *c, struct mn_ck_flow *f, const struct m
     return sent_ack(c, f, tcp, now_ns);
 }
 
+static bool parse(const uint8_t *frame, uint32_t len, struct mn_check_conn *k, struct mn_tcp *tcp)
+{
+    struct mn_ipv4 ip;
+
+    if (len <= MN_ETH_HLEN || mn_rd16be(frame + 12) != MN_ETHERTYPE_IPV4 ||
+        mn_ipv4_parse(frame + MN_ETH_HLEN, len - MN_ETH_HLEN, &ip) != 0 ||
+        ip.proto != MN_IPPROTO_TCP || mn_tcp_parse(ip.payload, ip.payload_len, tcp) != 0) {
+        return false;
+    }
+    *k = (struct mn_check_conn){ip.src, ip.dst, tcp->sport, tcp->dport};
+    return true;
+}
+
+void mn_check_foreign(struct mn_check *c, const uint8_t *frame, uint32_t len)
+{
+    struct mn_check_conn k;
+    struct mn_tcp tcp;
+
+    if (parse(frame, len, &k, &tcp) && tcp.payload_len > 0) {
+        mn_ck_stream_leave(c->streams, &k);
+    }
+}
+
 int mn_check_frame(struct mn_check *c, uint32_t node, const uint8_t *frame, uint32_t len,
                    uint64_t now_ns)
 {
     struct mn_check_conn k;
-    struct mn_ipv4 ip;
     struct mn_tcp tcp;
     struct mn_ck_flow *f;
     int rc;
@@ -224,13 +246,9 @@ int mn_check_frame(struct mn_check *c, uint32_t node, const uint8_t *frame, uint
     if (c->text[0] != '\0') {
         return 0;
     }
-    if (len <= MN_ETH_HLEN || mn_rd16be(frame + 12) != MN_ETHERTYPE_IPV4 ||
-        mn_ipv4_parse(frame + MN_ETH_HLEN, len - MN_ETH_HLEN, &ip) != 0 ||
-        ip.proto != MN_IPPROTO_TCP || mn_tcp_parse(ip.payload, ip.payload_len, &tcp) != 0 ||
-        (tcp.flags & MN_TCP_RST) != 0) {
+    if (!parse(frame, len, &k, &tcp) || (tcp.flags & MN_TCP_RST) != 0) {
         return 0; /* resets may belong to no connection */
     }
-    k = (struct mn_check_conn){ip.src, ip.dst, tcp.sport, tcp.dport};
     f = mn_ck_flow_get(c, node, &k, tcp.seq);
     if (f == NULL) {
         return 0;

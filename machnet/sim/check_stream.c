@@ -226,6 +226,15 @@ void mn_ck_stream_given(struct mn_ck_streams *all, const struct mn_check_conn *c
     s->marks[(s->head + s->n++) % s->cap] = (struct mark){s->given.bytes, prefix_digest(&s->given)};
 }
 
+void mn_ck_stream_leave(struct mn_ck_streams *all, const struct mn_check_conn *conn)
+{
+    struct stream *s = *stream_at(all, conn);
+
+    if (s != NULL) {
+        stop(all, s);
+    }
+}
+
 static bool wrong(const struct stream *s, char *text, size_t size, const char *how, uint64_t is,
                   uint64_t wanted)
 {

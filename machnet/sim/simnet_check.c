@@ -28,6 +28,13 @@ void sim_check_pass(struct simnode *node)
     }
 }
 
+void sim_check_foreign(struct mn_simnet *net, const struct mn_pkt *pkt)
+{
+    if (net->check != NULL) {
+        mn_check_foreign(net->check, pkt->data, pkt->len);
+    }
+}
+
 static struct mn_check_conn conn_of(const struct mn_app_flow_info *f)
 {
     return (struct mn_check_conn){f->local_ip, f->remote_ip, f->local_port, f->remote_port};

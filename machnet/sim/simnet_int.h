@@ -279,6 +279,8 @@ bool sim_parted(const struct mn_simnet *net, uint32_t from, uint32_t to);
 /* simnet_check.c: a frame leaves a host's engine; a pass of it is over. */
 void sim_check_frame(struct simnode *node, const struct mn_pkt *pkt);
 void sim_check_pass(struct simnode *node);
+/* A frame that a rule has made, or a scripted host. */
+void sim_check_foreign(struct mn_simnet *net, const struct mn_pkt *pkt);
 
 /* simnet_ctl.c */
 void sim_call_run(struct mn_simnet *net, struct simcall *call);

@@ -230,6 +230,7 @@ static void enter_ruled(struct simdir *d, struct mn_pkt *pkt)
     case MN_RULE_REPLACED:
         if (f.len > 0 && f.len <= pkt->room) {
             pkt->len = f.len;
+            sim_check_foreign(d->net, pkt);
             break;
         }
         rule = MN_RULE_ABORT;
@@ -491,6 +492,7 @@ int mn_simnet_send(struct mn_simnet *net, uint32_t node, const uint8_t *frame, u
     }
     memcpy(pkt->data, frame, len);
     pkt->len = len;
+    sim_check_foreign(net, pkt);
     send_own(n, pkt);
     if (MN_UNLIKELY(net->aborted != 0) && !net->stepping) {
         net->aborted = 0;

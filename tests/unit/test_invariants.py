@@ -18,7 +18,8 @@ from support.tcp_segment import build_eth, build_ip, build_tcp, flag_bits
 
 import machnet
 from machnet._native import ffi, lib
-from machnet.sim import Network
+from machnet.sim import Network, replace
+from machnet.testing import Packet
 
 PERCENT = 10_000_000
 A, B = "10.0.0.1", "10.0.0.2"
@@ -502,6 +503,24 @@ def test_the_next_connection_begins_anew() -> None:
     assert apps.take(b" connection") == ""  # the old one's reader
     assert apps.take(b"second", ident=4) == ""
     assert apps.take(b"s", ident=4) != ""
+
+
+def test_what_a_test_changes_on_the_way_is_the_tests() -> None:
+    def tamper(packet: Packet, _hop: object) -> object:
+        if packet.tcp is not None and packet.payload.endswith(b"good"):
+            return replace(packet.with_(payload=packet.payload[:-4] + b"evil"))
+        return None
+
+    with Network() as net:
+        a, b = net.host(A), net.host(B)
+        net.link(a, b)
+        sender, receiver = a.attach(), b.attach()
+        receiver.listen(B, 7, protocol="tcp")
+        flow = sender.connect(A, B, 7, protocol="tcp")
+        with net.rule(tamper):
+            sender.send(flow, b"good")
+            assert receiver.recv(timeout=1).data == b"evil"
+            net.advance("1s")
 
 
 def test_what_an_application_saw_ends_the_next_step() -> None:
