@@ -14,6 +14,8 @@ import pytest
 from pytest_machnet import artifacts, options, seeds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_machnet.labs import Lab
 
 #: The fixtures for tests.
@@ -116,6 +118,8 @@ class Case:
 #: The lab of the test that is running, and the faults to which it is held.
 LAB: pytest.StashKey[Lab] = pytest.StashKey()
 ONLY = pytest.StashKey[tuple[Any, ...]]()
+#: Ends the watch over the test that is running.
+RELEASE: pytest.StashKey[Callable[[], None]] = pytest.StashKey()
 #: Whether the test has failed already.
 FAILED = pytest.StashKey[bool]()
 

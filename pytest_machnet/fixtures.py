@@ -42,6 +42,7 @@ def _machnet_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     try:
         if case.simulated and limit_s > 0:
             guard = Guard(limit_s, lambda: current().progress(), lambda: current().why_stuck())
+            config.stash[cases.RELEASE] = guard.release
             with guard.watching():
                 yield lab
         else:

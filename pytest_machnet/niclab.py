@@ -218,7 +218,7 @@ class NicLab(Lab):
     def where(self) -> str:
         """The driver, for messages."""
         if self.case.settings.simulated:
-            return "posix_peer is a Linux host across a TAP, in real time"
+            return "posix_peer, a Linux host across a TAP"
         return f"{KNOBS['nic'].option}={self._nic}"
 
     def _check_fixtures(self) -> None:

@@ -148,6 +148,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
         return (yield)
 
 
+def pytest_enter_pdb(config: pytest.Config) -> None:
+    """Who looks around in a debugger may take their time."""
+    release = config.stash.get(cases.RELEASE, None)
+    if release is not None:
+        release()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -75,7 +75,8 @@ class NetworkBase:
         self.closed = False
         self.hosts: list[Host] = []
         self.links: list[Link] = []
-        self._native = self._open(max_time, record, pool)
+        self._max_time_ns = duration_ns(max_time, "max_time")
+        self._native = self._open(record, pool)
         self.clock = SimClock(self._me, self._native)
         self._nodes: list[Node] = []
         self._control = Control(self._me)
@@ -93,10 +94,10 @@ class NetworkBase:
     def _me(self) -> Network:
         return cast("Network", self)
 
-    def _open(self, max_time: Duration, record: int, pool: int) -> Any:
+    def _open(self, record: int, pool: int) -> Any:
         config, out = ffi.new("struct mn_simnet_config *"), ffi.new("struct mn_simnet **")
         config.seed = self.seed
-        config.end_ns = duration_ns(max_time, "max_time")
+        config.end_ns = self._max_time_ns
         config.record_pkts = _whole(record, "record", 0, _RECORD_MAX)
         config.pool_pkts = _whole(pool, "pool", 16, 1 << 20)
         rc = lib.mn_simnet_new(out, config)
@@ -378,26 +379,43 @@ class NetworkBase:
             One line for each; none: nothing has leaked.
         """
         self._usable("leaks")
-        self._drive(lambda: not self._left(), self.now_ns + duration_ns(_LEAK_PATIENCE), "leaks")
+        busy: list[Host] = []
+
+        def at_rest() -> bool:
+            # Asked after each event: what is known to be busy is looked at first, and all only then.
+            while busy and not self._left_on(busy[-1]):
+                busy.pop()
+            if busy or self._left_in_pool():
+                return False
+            busy.extend(host for host in self.hosts if self._left_on(host))
+            return not busy
+
+        self._drive(at_rest, self.now_ns + duration_ns(_LEAK_PATIENCE), "leaks")
         self._check(lib.mn_simnet_check_all(self._native), "leaks")
         return self._left()
 
+    @staticmethod
+    def _left_on(host: Host) -> list[str]:
+        if not host.up or host.is_paused:
+            return []
+        usage, baseline = host.stack.usage(), host._baseline
+        return [
+            f"{host.name}: {usage[key] - baseline[key]} {text} ({key})"
+            for key, text in _USAGE.items()
+            if usage[key] > baseline[key]
+        ]
+
     def _left(self) -> list[str]:
-        found = []
-        for host in self.hosts:
-            if not host.up or host.is_paused:
-                continue
-            usage = host.stack.usage()
-            for key, text in _USAGE.items():
-                more = usage[key] - host._baseline[key]
-                if more > 0:
-                    found.append(f"{host.name}: {more} {text} ({key})")
-        if not found and not any(isinstance(node, RawHost) for node in self._nodes):
-            stats = ffi.new("struct mn_simnet_stats *")
-            lib.mn_simnet_get_stats(self._native, stats)
-            if stats.pool_live:
-                found.append(f"{stats.pool_live} packets of the network's pool")
-        return found
+        found = [line for host in self.hosts for line in self._left_on(host)]
+        live = 0 if found else self._left_in_pool()
+        return [f"{live} packets of the network's pool"] if live else found
+
+    def _left_in_pool(self) -> int:
+        if any(isinstance(node, RawHost) for node in self._nodes):
+            return 0
+        stats = ffi.new("struct mn_simnet_stats *")
+        lib.mn_simnet_get_stats(self._native, stats)
+        return int(stats.pool_live)
 
     def close(self) -> None:
         """End all hosts, without a word to each other, the event loop, and a capture. Again: nothing.

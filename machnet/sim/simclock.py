@@ -193,7 +193,12 @@ class SimClock(Clock):
             self.check_free(what)
         elif rc == -errno.ECANCELED:
             self._net._raise_failure(what)
-        elif rc in {-errno.ELOOP, -errno.ETIME}:
+        elif rc == -errno.ETIME:
+            most = format_duration(self._net._max_time_ns)
+            raise SimulationLimitError(
+                f"{what}: the end of time, {most} (Network(max_time=...))\n{self._net.report()}"
+            )
+        elif rc == -errno.ELOOP:
             raise SimulationLimitError(f"{what}: {self._text()}\n{self._net.report()}")
         elif rc == -errno.EPROTO:
             self.violation(what)

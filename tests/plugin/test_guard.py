@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -71,6 +73,32 @@ def test_pytest_timeout_goes_first_where_it_is_shorter(outer):
     result.assert_outcomes(failed=1, passed=1)
     assert "Timeout" in result.stdout.str()
     assert "no progress" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("how", ["--pdb", "breakpoint()"])
+def test_a_debugger_has_time(pytester, how):
+    source = f"""
+        def test_looked_at(machnet_net):
+            {"assert 0" if how == "--pdb" else "breakpoint()"}
+    """
+    pytester.makepyfile(test_inner=source)
+    command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "--machnet-guard=0.3"]
+    with subprocess.Popen(
+        [*command, *([how] if how == "--pdb" else [])],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=pytester.path,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        shown = b""
+        while not shown.endswith(b"(Pdb) ") and (byte := process.stdout.read(1)):
+            shown += byte
+        time.sleep(1)  # longer than the guard waits
+        rest, _ = process.communicate(b"p 6 * 7\nc\n", timeout=60)
+    assert b"(Pdb) 42" in shown + rest
+    assert b"no progress" not in shown + rest
 
 
 def test_zero_switches_it_off(outer):

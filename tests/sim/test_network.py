@@ -159,7 +159,7 @@ def test_time_has_an_end() -> None:
     with Network(max_time="1s") as net:
         net.host("10.0.0.1")
         net.advance("1s")
-        with pytest.raises(SimulationLimitError, match="end of time"):
+        with pytest.raises(SimulationLimitError, match=r"the end of time, 1s \(Network"):
             net.advance(1)
         assert net.now_ns == 1_000_000_000
 
@@ -451,6 +451,28 @@ def test_connections_that_can_not_end_in_peace_end_all_the_same() -> None:
         client.close()
         server.close()
         assert net.leaks() == []
+
+
+def test_hosts_that_are_at_rest_are_not_asked_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[machnet.Stack] = []
+    usage = machnet.Stack.usage
+    monkeypatch.setattr(machnet.Stack, "usage", lambda stack: asked.append(stack) or usage(stack))
+    with Network(record=0) as net:
+        switch = net.switch()
+        hosts = [net.host(f"10.0.0.{i}/24") for i in range(1, 51)]
+        for host in hosts:
+            net.link(host, switch)
+        server = hosts[0].attach()
+        server.listen(hosts[0].ip, 7, protocol="tcp")
+        for host in hosts[1:]:
+            with host.attach() as client:
+                client.connect(host.ip, hosts[0].ip, 7, protocol="tcp")
+        server.close()
+        asked.clear()
+        assert net.leaks() == []
+    assert len(asked) < 20 * len(hosts)
 
 
 # ---- many ----------------------------------------------------------------------------------------
