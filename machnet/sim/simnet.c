@@ -36,7 +36,7 @@ int mn_simnet_new(struct mn_simnet **out, const struct mn_simnet_config *cfg)
     }
     net->seed = cfg->seed;
     net->instant_max = cfg->instant_max != 0 ? cfg->instant_max : INSTANT_DEFAULT;
-    net->end_ns = cfg->end_ns;
+    net->end_ns = mn_min_u64(cfg->end_ns, SIM_TIME_MAX);
     net->group = mn_group_new(false, 0);
     rc = net->group != NULL ? mn_pktpool_init(&net->pool, pkts, frame_max) : -ENOMEM;
     if (rc == 0 && cfg->record_pkts > 0) {

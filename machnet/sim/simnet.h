@@ -48,10 +48,10 @@ struct mn_group *mn_simnet_group(struct mn_simnet *net);
 uint64_t mn_simnet_now(const struct mn_simnet *net);
 
 /* Nodes: the number, or -EINVAL (no name or one over 63 bytes, MTU not 68 to frame_max - 14, a
- * group address), -ENOMEM, -EEXIST (name, MAC address). mac: NULL or all zero: 02:4d:4e and the
- * number + 1. mtu 0: 1500. A node that is no switch forwards nothing between its links; a switch
- * learns addresses, floods what it does not know, and forwards along a spanning tree of its links
- * (by link number), so that loops are harmless. */
+ * group address), -ENOMEM, -EEXIST (name, MAC address), -ENOSPC (a capture on a full disk). mac:
+ * NULL or all zero: 02:4d:4e and the number + 1. mtu 0: 1500. A node that is no switch forwards
+ * nothing between its links; a switch learns addresses, floods what it does not know, and forwards
+ * along a spanning tree of its links (by link number), so that loops are harmless. */
 int mn_simnet_host(struct mn_simnet *net, const char *name, uint32_t mtu, const uint8_t mac[6]);
 int mn_simnet_switch(struct mn_simnet *net, const char *name);
 /* A scripted host: what it receives waits for mn_simnet_take. */
@@ -115,7 +115,8 @@ struct mn_rule_frame {
     uint64_t now_ns;
     uint64_t delay_ns; /* answer */
 };
-/* It may change shapes, rules, hosts' faults and schedule calls; it may not step the network. What
+/* It may change shapes, rules, hosts' faults, add links and schedule calls; it may not step the
+ * network. What
  * is no verdict counts as MN_RULE_ABORT, as does a length that is out of its bounds. */
 typedef int (*mn_rule_fn)(void *ctx, struct mn_rule_frame *frame);
 /* One per direction (dir 2: both); NULL: none. */
@@ -131,7 +132,8 @@ int64_t mn_simnet_take(struct mn_simnet *net, uint32_t node, uint8_t *buf, uint3
                        uint64_t *t_ns);
 
 /* Calls fn(ctx, arg) at a time (one that is past: now), in order with the other events. It may open
- * and close stacks, but not step the network: what would is -EBUSY. fn NULL: nothing is called, but
+ * and close stacks, but not step the network: what would is -EBUSY, as is the close of a stack from
+ * within a call on one of its chans. fn NULL: nothing is called, but
  * the step ends with -EINTR at that time, when everything there is done. The id, which is above 0,
  * or a negative errno. For faults on schedule, and for timers of the caller. */
 int64_t mn_simnet_at(struct mn_simnet *net, uint64_t t_ns, void (*fn)(void *ctx, uint64_t arg),

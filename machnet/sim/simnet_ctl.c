@@ -252,7 +252,7 @@ void sim_fault_note(struct simdir *d, const struct mn_verdict *v)
 uint64_t mn_simnet_faults(const struct mn_simnet *net, uint64_t from, struct mn_fault_id *out,
                           uint64_t n)
 {
-    if (from >= net->n_faults) {
+    if (from >= net->n_faults || n == 0) {
         return 0;
     }
     n = mn_min_u64(n, net->n_faults - from);

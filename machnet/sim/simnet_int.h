@@ -31,8 +31,10 @@
 /* A host that has work but can't do it (no packet left) is tried again after this. */
 #define BLOCKED_RETRY_NS (100 * MN_NS_PER_US)
 #define FAULTS_KEPT_MAX  (1u << 20)
-#define SKEW_PPB_MAX     900000000
-#define SKEW_JUMP_MAX    (UINT64_C(1) << 62)
+/* 146 years: sums of times stay in range. */
+#define SIM_TIME_MAX  (UINT64_C(1) << 62)
+#define SKEW_PPB_MAX  900000000
+#define SKEW_JUMP_MAX (UINT64_C(1) << 62)
 
 /* A packet of the pool while it is in the network: behind struct mn_pkt, in the room that the pool
  * leaves there and in front of the frame. */

@@ -271,9 +271,9 @@ static void flood(struct simnode *node, struct mn_pkt *pkt, uint32_t but)
     struct simdir *last = NULL;
 
     for (uint32_t i = 0; i < node->n_ports; i++) {
-        const struct simport *port = &node->ports[i];
+        struct simport port = node->ports[i]; /* by value: a rule may add links */
 
-        if (i == but || (node->kind == NODE_SWITCH && !port->link->forwards)) {
+        if (i == but || (node->kind == NODE_SWITCH && !port.link->forwards)) {
             continue;
         }
         if (last != NULL) {
@@ -283,7 +283,7 @@ static void flood(struct simnode *node, struct mn_pkt *pkt, uint32_t but)
                 offer(last, copy);
             }
         }
-        last = port->out;
+        last = port.out;
     }
     if (last != NULL) {
         offer(last, pkt);

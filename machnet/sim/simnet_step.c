@@ -7,8 +7,6 @@
 #include <stdio.h>
 
 #define PPB 1000000000
-/* 146 years: sums of times stay in range. */
-#define TIME_MAX (UINT64_C(1) << 62)
 
 void sim_error(struct mn_simnet *net, const char *fmt, ...)
 {
@@ -65,7 +63,7 @@ int mn_simnet_skew(struct mn_simnet *net, uint32_t node, int64_t ppb, uint64_t j
         return -EINVAL;
     }
     local_ns = sim_local(n, sim_now(net));
-    if (jump_ns > TIME_MAX - mn_min_u64(local_ns, TIME_MAX)) {
+    if (jump_ns > SIM_TIME_MAX - mn_min_u64(local_ns, SIM_TIME_MAX)) {
         return -EINVAL;
     }
     n->ppb = ppb;
@@ -345,7 +343,7 @@ static uint64_t driver_next(void *ctx)
 static int driver_go(void *ctx, uint64_t *to_ns)
 {
     struct mn_simnet *net = ctx;
-    uint64_t end_ns = net->end_ns != 0 ? net->end_ns : TIME_MAX;
+    uint64_t end_ns = net->end_ns != 0 ? net->end_ns : SIM_TIME_MAX;
     uint64_t now_ns = sim_now(net);
 
     if (*to_ns > end_ns) {

@@ -225,3 +225,13 @@ def test_a_frame_finds_a_pool_that_is_empty_and_the_host_tries_again() -> None:
         a, b = net.pair(bandwidth_bps=100_000_000, latency_ns=5 * MS)
         exchange(a, b, n=20, size=60_000)
         assert a.counter("drop_tx_nobuf") > 0
+
+
+@pytest.mark.parametrize("end_ns", [0, 1 << 62, NEVER - 1, NEVER])
+def test_time_ends_before_sums_of_times_overflow(end_ns: int) -> None:
+    with Net(end_ns=end_ns) as net:
+        a, b = net.pair()
+        assert net.advance((1 << 62) - S) == 0
+        exchange(a, b, n=2)
+        assert net.advance(1 << 63) == -errno.ETIME
+        assert net.now == 1 << 62

@@ -103,7 +103,8 @@ int mn_stack_watch_time(struct mn_stack *s, void (*set_now)(void *ctx, uint64_t 
 int mn_stack_start(struct mn_stack *s, enum mn_poll_mode mode, uint64_t spin_ns, int cpu);
 /* Ends the thread if there is one, closes the chans and the engine and gives the memory back. From
  * now on calls answer -EPIPE, those on the chans -EBADF. Connections vanish without a word: see
- * mn_stack_owing. -EBUSY: another thread steps the group. */
+ * mn_stack_owing. -EBUSY: another thread steps the group; or it is a driven one, and the driver has
+ * called back from within a call on a chan of this stack. */
 int mn_stack_close(struct mn_stack *s);
 /* After mn_stack_close, when nothing refers to it any more; else nothing happens. NULL is fine. */
 void mn_stack_free(struct mn_stack *s);
@@ -148,7 +149,7 @@ int mn_chan_open(struct mn_chan **out, struct mn_stack *s, const struct mn_chan_
                  uint64_t spin_ns);
 /* Detaches: what was published is still sent, flows linger. linger_ms: MN_LINGER_DEFAULT
  * (app_exit_linger_ms), or a time; 0 resets them. From now on calls answer -EBADF, also one that
- * waits in another thread. */
+ * waits in another thread. -EBUSY: in a driven group, from within a call on the chan or a step. */
 int mn_chan_close(struct mn_chan *c, uint32_t linger_ms);
 /* After mn_chan_close or the close of its stack; else nothing happens. NULL is fine. */
 void mn_chan_free(struct mn_chan *c);

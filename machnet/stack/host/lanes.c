@@ -200,6 +200,26 @@ static void chan_take_last(struct mn_chan *c)
     }
 }
 
+/* Whether to wait for the end of calls would be to wait without end: a driven group has one thread,
+ * so that a call under way is the one that has led here, by way of the driver. */
+static bool chan_inside_call(const struct mn_chan *c)
+{
+    return c->group != NULL && c->group->driven &&
+           (atomic_load(&c->busy) != 0 || atomic_load(&c->group->busy) != 0);
+}
+
+bool mn_host_chans_busy(struct mn_stack *s)
+{
+    bool busy = false;
+
+    pthread_mutex_lock(&s->chans_lock);
+    for (const struct mn_chan *c = s->chans; c != NULL; c = c->next) {
+        busy |= atomic_load(&c->busy) != 0;
+    }
+    pthread_mutex_unlock(&s->chans_lock);
+    return busy;
+}
+
 int mn_chan_close(struct mn_chan *c, uint32_t linger_ms)
 {
     struct detach_args a = {.chan = c, .linger_ms = linger_ms};
@@ -208,6 +228,9 @@ int mn_chan_close(struct mn_chan *c, uint32_t linger_ms)
 
     if (s != NULL && s->threaded && getpid() != s->pid) {
         return -ECHILD;
+    }
+    if (atomic_load(&c->closing) == 0 && chan_inside_call(c)) {
+        return -EBUSY;
     }
     if (atomic_exchange(&c->closing, 1) != 0) {
         return 0;

@@ -148,6 +148,10 @@ int mn_stack_close(struct mn_stack *s)
     if (!mn_group_enter(g)) {
         return -EBUSY;
     }
+    if (g->driven && mn_host_chans_busy(s)) {
+        mn_group_leave(g);
+        return -EBUSY;
+    }
     atomic_store(&s->closing, true);
     mn_host_chans_shut(s);
     mn_engine_close(s->engine);

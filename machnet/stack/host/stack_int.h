@@ -168,5 +168,7 @@ void mn_host_wake(void *ctx, uint32_t lane);
 /* Takes all chans away from their users, waiting for calls that are under way. The engine must take
  * no more calls. */
 void mn_host_chans_shut(struct mn_stack *s);
+/* Whether one of them is in a call. */
+bool mn_host_chans_busy(struct mn_stack *s);
 
 #endif
