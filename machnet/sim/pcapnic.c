@@ -205,14 +205,12 @@ static uint32_t pcapnic_rx_burst(struct mn_nic *nic, uint32_t queue, struct mn_p
                                  uint32_t n)
 {
     struct mn_pcapnic *p = (struct mn_pcapnic *)nic;
-    uint32_t got = 0;
+    uint32_t got = mn_min_u32(p->arp_n, n);
 
     (void)queue;
-    if (p->arp_n > 0 && p->arp_n <= n) {
-        memcpy(pkts, p->arp, p->arp_n * sizeof(struct mn_pkt *));
-        got = p->arp_n;
-        p->arp_n = 0;
-    }
+    memcpy(pkts, p->arp, got * sizeof(struct mn_pkt *));
+    p->arp_n -= got;
+    memmove(p->arp, p->arp + got, p->arp_n * sizeof(struct mn_pkt *));
     if (got < n && p->next < p->n && next_ns(p) <= p->now_ns) {
         pkts[got] = take_next(p);
         got += pkts[got] != NULL;

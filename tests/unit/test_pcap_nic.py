@@ -352,6 +352,19 @@ def test_unknown_connection_is_reset(tmp_path: Path) -> None:
     assert struct.unpack_from("!I", reset.data, 38)[0] == 778
 
 
+def test_who_takes_one_frame_at_a_time_gets_all_answers_to_its_queries(tmp_path: Path) -> None:
+    with contextlib.closing(Pcap(field(tmp_path / "in.pcap", conversation()))) as nic:
+        for last in range(10, 13):
+            query = bytes.fromhex("ffffffffffff 024d4e000001 0806 0001080006040001 024d4e000001")
+            query += bytes([10, 0, 0, 2]) + bytes(6) + bytes([10, 0, 0, last])
+            assert lib.mn_nic_tx_bytes(nic.native, 0, query, len(query), ffi.NULL) == 0
+        buf = ffi.new("uint8_t[]", 2048)
+        asked = []
+        while (n := lib.mn_nic_rx_bytes(nic.native, 0, buf, 2048, ffi.NULL)) > 0:
+            asked.append(bytes(ffi.buffer(buf, n))[28:32])
+        assert asked == [bytes([10, 0, 0, last]) for last in range(10, 13)]
+
+
 def test_answers_to_strangers_need_a_gateway(tmp_path: Path) -> None:
     from scapy.layers.inet import ICMP, IP
     from scapy.layers.l2 import Ether
