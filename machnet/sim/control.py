@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
-from machnet.config import Settings, convert
 from machnet.errors import os_error
 from machnet.sim.faults import (
     Clog,
@@ -206,10 +205,10 @@ class Control:
     def restart(self, host: Host, settings: dict[str, Any]) -> None:
         """Start a host anew."""
         self._outside("restart", host)
-        if settings:
-            convert(Settings, settings, f"{host.name}: restart")
+        settings = {**host.settings, **settings}
+        host._check(settings)
         self.crash(host)
-        host.settings = {**host.settings, **settings}
+        host.settings = settings
         host._boot()
         rc = lib.mn_simnet_down(self.net._native, host.number, False)
         self.net._check(rc, f"{host.name}: restart")

@@ -20,14 +20,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from machnet._native import lib
-from machnet.config import Settings, convert
 from machnet.errors import SimulationLimitError, os_error
 from machnet.sim.chaos import KINDS, Surroundings, draw
 from machnet.sim.control import ActiveFault
 from machnet.sim.faults import Fault, TimedFault
 from machnet.sim.links import DEFAULTS, Link, LinkDirection, native_shape, shape_fields
 from machnet.sim.netbase import EventuallyError, NetworkBase
-from machnet.sim.nodes import Host, Node, RawHost, Switch
+from machnet.sim.nodes import Host, Node, RawHost, Switch, check_host
 from machnet.sim.records import PacketRecord, read_packets, timer_texts
 from machnet.sim.rules import Rule, RuleFunction
 from machnet.sim.simclock import Call
@@ -102,12 +101,12 @@ class Network(NetworkBase):
         for other in self.hosts:
             if parse_ip(other.ip) == address:
                 raise ValueError(f"ip: {ip!r} is the address of {other.name} already")
-        convert(Settings, settings, "Network.host")
+        check_host(ip, gateway, mtu, settings, "Network.host")
         chosen = self._name(name, "h", len(self.hosts))
         number = self._add("host", chosen, mtu, None)
         host = Host(self, number, chosen, ip, gateway, settings)
+        self._nodes.append(host)  # the core has it already, whether its engine starts or not
         host._boot()
-        self._nodes.append(host)
         self.hosts.append(host)
         return host
 

@@ -9,10 +9,12 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
+from machnet.config import Settings, convert
 from machnet.errors import os_error
 from machnet.sim.units import Duration, duration_ns
 from machnet.stack.names import parse_interface
 from machnet.stack.nics import Nic
+from machnet.stack.opening import check_mtu, native_config
 from machnet.stack.stack import Stack
 
 if TYPE_CHECKING:
@@ -40,6 +42,14 @@ class SimNic(Nic):
     def new_clock(self) -> Clock:
         """The network's clock."""
         return self._net.clock
+
+
+def check_host(
+    interface: str, gateway: str | None, mtu: int, settings: dict[str, Any], what: str
+) -> None:
+    """Refuse what no engine would start with, before anything is made or taken down for it."""
+    config = native_config(interface, gateway, convert(Settings, settings, what))
+    check_mtu(config, mtu, what)
 
 
 class Node:
@@ -190,6 +200,11 @@ class Host(Node):
         self._baseline: dict[str, int] = {}
 
     # ---- its engine ------------------------------------------------------------------------------
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Refuse settings that it could not start with."""
+        what = f"{self.name}: restart"
+        check_host(self._interface, self._gateway, self._nic.mtu, settings, what)
 
     def _boot(self) -> None:
         self._boots += 1

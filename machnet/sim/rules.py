@@ -211,7 +211,7 @@ class Rules:
         packet = Packet(bytes(ffi.buffer(frame.frame, frame.len)))
         delay_ns, answer = 0, int(lib.MN_RULE_PASS)
         clock = self._net.clock
-        before = clock.under_way
+        before = clock.under_way, clock.inside_step  # a rule may send, and be asked again
         for rule in list(self.rules):
             if rule.where is not None and direction not in rule.where:
                 continue
@@ -220,7 +220,7 @@ class Rules:
             try:
                 verdict = rule.function(packet, hop)
             finally:
-                clock.under_way, clock.inside_step = before, False
+                clock.under_way, clock.inside_step = before
             if verdict is None or verdict is PASS:
                 continue
             rule.hits += 1

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "StackCore",
+    "check_mtu",
     "check_unused",
     "finalize",
     "native_config",
@@ -75,6 +76,16 @@ def native_config(ip: str, gateway: str | None, settings: Settings) -> Any:
     return config
 
 
+def check_mtu(config: Any, mtu: int, nic: object) -> None:
+    """Refuse an MTU that leaves TCP less than the configuration says."""
+    least = _MTU_BESIDE_MSS + config.mss_min_bytes
+    if mtu < least:
+        raise ValueError(
+            f"mtu: {mtu} bytes on {nic} are too few: TCP wants at least {least} (the longest "
+            f"headers and mss_min_bytes, {config.mss_min_bytes})"
+        )
+
+
 def set_secret(config: Any, seed: int | None, *, virtual: bool) -> None:
     """Fill the secret from a seed, or from the kernel's generator when there is none."""
     if seed is None and virtual:
@@ -103,12 +114,8 @@ def open_native(config: Any, nic: Nic, clock: Clock) -> Any:
         raise MemoryError("no address space for an engine of these limits")
     if rc == -errno.EBUSY:
         raise ConcurrentUseError("the stacks of this clock are being stepped by another thread")
-    least = _MTU_BESIDE_MSS + config.mss_min_bytes
-    if rc == -errno.EINVAL and nic.mtu < least:
-        raise ValueError(
-            f"mtu: {nic.mtu} bytes on {nic} are too few: TCP wants at least {least} (the longest "
-            f"headers and mss_min_bytes, {config.mss_min_bytes})"
-        )
+    if rc == -errno.EINVAL:
+        check_mtu(config, nic.mtu, nic)
     if rc < 0:
         raise os_error(-rc, "opening the engine")
     native = ffi.gc(out[0], lib.mn_stack_free)

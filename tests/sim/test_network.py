@@ -32,6 +32,29 @@ def test_names_are_given_in_order() -> None:
         assert [host.name for host in net.hosts] == ["h1", "h2", "h4", "h5"]
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"gateway": "10.9.9.9"}, {"gateway": "no"}, {"mtu": 68}, {"rto_min_us": 10**9}]
+)
+def test_a_host_that_is_refused_leaves_nothing_behind(wrong: dict[str, Any]) -> None:
+    with Network() as net:
+        with pytest.raises((ValueError, TypeError)):
+            net.host("10.0.0.1", **wrong)
+        a, b = net.host("10.0.0.1"), net.host("10.0.0.2")
+        assert [node.name for node in (a, b)] == ["h1", "h2"]
+        assert [a.number, b.number] == [0, 1]
+        net.link(a, b)
+        assert transfer(net, a, b, b"all is well") == b"all is well"
+
+
+def test_a_restart_that_is_refused_leaves_the_host_as_it_was() -> None:
+    with Network() as net:
+        host = net.host("10.0.0.1")
+        with pytest.raises(ValueError, match="mss_min_bytes: 1400"):
+            host.restart(mss_min_bytes=1400, rto_min_us=1000)
+        assert host.up
+        assert host.settings == {}
+
+
 def test_hosts_have_their_own_addresses() -> None:
     with Network() as net:
         host = net.host("10.1.2.3/16", gateway="10.1.0.1", mtu=9000, timestamps=False)

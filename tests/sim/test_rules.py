@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sim_net import frame, host_pair, number_of, raw_pair
+from sim_net import frame, host_pair, number_of, raw_pair, transfer
 
+from machnet.errors import ReentrantError
 from machnet.sim import DROP, DUPLICATE, PASS, Hop, delay, replace
 from machnet.testing import Packet
 
@@ -186,3 +187,20 @@ def test_a_rule_may_change_the_network() -> None:
         net.run_until_idle()
         assert numbers(b) == [(1_000_000, 0), (1_000_000, 1)]
         assert times == [5]
+
+
+def test_a_rule_that_sends_is_still_inside_the_step_after_it() -> None:
+    net, a, b = host_pair()
+    with net:
+        raw, switch = net.raw_host("10.0.0.9"), net.switch()
+        net.link(raw, switch)
+
+        def rule(_packet: Packet, hop: Hop) -> None:
+            if hop.sender is a:
+                raw.send(bytes(60))  # which is asked about too
+                b.crash()
+
+        net.rule(rule)
+        with pytest.raises(ReentrantError, match="crash"):
+            transfer(net, a, b, b"x")
+        assert b.up
