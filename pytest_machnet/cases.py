@@ -183,4 +183,48 @@ def _replay(item: pytest.Item, run: Run, settings: options.Settings, base: int) 
         words.append(shlex.quote(f"{knob.option}={settings[name]}"))
     if seeds.randomly() is not None and settings.simulated:
         words.append(f"--randomly-seed={seeds.randomly()}")
+    words += map(shlex.quote, _same_ids(item.config, item.path))
     return " ".join(words)
+
+
+#: What pytest looks for above the tests it is given: the first one tells the root of node ids.
+_INI_NAMES = (
+    "pytest.toml",
+    ".pytest.toml",
+    "pytest.ini",
+    ".pytest.ini",
+    "pyproject.toml",
+    "tox.ini",
+    "setup.cfg",
+    "setup.py",
+)
+
+
+def _same_ids(config: pytest.Config, path: Path) -> list[str]:
+    """Options with which a run of one test alone has the root and the ini values of this one.
+
+    The node id is part of the seed, and what it is relative to depends on all that pytest was given.
+    """
+    start = config.invocation_params.dir
+    given = config.option
+    words = [f"-o{text}" for text in getattr(given, "override_ini", None) or []]
+    root, ini = config.rootpath, config.inipath
+    if ini is not None and (getattr(given, "inifilename", None) or _hidden(ini, path)):
+        words.append(f"-c{os.path.relpath(ini, start)}")
+    elsewhere = ini is None and not _is_root_without_ini(root, start, path)
+    if getattr(given, "rootdir", None) or elsewhere:
+        words.append(f"--rootdir={os.path.relpath(root, start)}")
+    return words
+
+
+def _hidden(ini: Path, path: Path) -> bool:
+    """Whether a file nearer to the test could be taken for the ini file."""
+    between = [folder for folder in path.parents if ini.parent in folder.parents]
+    return any((folder / name).exists() for folder in between for name in _INI_NAMES)
+
+
+def _is_root_without_ini(root: Path, start: Path, path: Path) -> bool:
+    """Whether pytest finds this root when it is given one test and finds no ini file."""
+    folders = [path.parent, *path.parent.parents]
+    setups = [folder for folder in folders if (folder / "setup.py").exists()]
+    return root == (setups[0] if setups else Path(os.path.commonpath([start, path.parent])))

@@ -17,7 +17,7 @@ CACHE_KEY = "machnet/seed"
 #: The parameter by which a test is run with several seeds.
 PARAMETER = "_machnet_seed_no"
 
-_MASK = 2**64 - 1
+SEED_MASK = 2**64 - 1
 
 #: The seed of pytest-randomly for this run; see `from_randomly`.
 _randomly_seed: int | None = None
@@ -31,7 +31,7 @@ def from_randomly(seed: int) -> None:
     """
     global _randomly_seed
     if _randomly_seed is None:
-        _randomly_seed = seed & _MASK
+        _randomly_seed = seed & SEED_MASK
 
 
 def forget_randomly() -> None:
@@ -60,7 +60,7 @@ def base_seed(config: pytest.Config, settings: Settings) -> int:
         if cache is None:
             raise pytest.UsageError("--machnet-seed=last needs pytest's cache (-p cacheprovider)")
         last = cache.get(CACHE_KEY, None)
-        if not isinstance(last, int) or not 0 <= last <= _MASK:
+        if not isinstance(last, int) or not 0 <= last <= SEED_MASK:
             raise pytest.UsageError("--machnet-seed=last: there is no run before this one")
         return last
     if settings.origin["seed"] == "default" and _randomly_seed is not None:
@@ -98,7 +98,7 @@ def test_seed(nodeid: str, number: int, base: int) -> int:
         number: Number of the seed, from 0: that of a test that is run with one seed only.
         base: The run's base seed; with ``base + 1``, number 0 is what number 1 is with ``base``.
     """
-    return zlib.crc32(nodeid.encode(errors="surrogatepass")) ^ ((base + number) & _MASK)
+    return zlib.crc32(nodeid.encode(errors="surrogatepass")) ^ ((base + number) & SEED_MASK)
 
 
 test_seed.__test__ = False  # type: ignore[attr-defined]
@@ -106,4 +106,4 @@ test_seed.__test__ = False  # type: ignore[attr-defined]
 
 def example_seed(seed: int, number: int) -> int:
     """The seed of a hypothesis example: the test's own for number 0, and spread out from there."""
-    return (seed ^ (number * 0x9E3779B97F4A7C15)) & _MASK
+    return (seed ^ (number * 0x9E3779B97F4A7C15)) & SEED_MASK

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from pytest_machnet import cases
+from pytest_machnet import cases, seeds
 from pytest_machnet.options import MarkerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from pytest_machnet.options import Settings
 
 F = TypeVar("F")
 
@@ -197,35 +195,49 @@ def _shrink(item: pytest.Item, nextitem: pytest.Item | None) -> list[str]:
         if ONLY in item.stash:
             del item.stash[ONLY]
         item.session._setupstate.teardown_exact(nextitem)  # noqa: SLF001 (no other way)
-    return _describe(cases.item_settings(item), found, len(schedule), reducer.runs)
+    return _describe(cases.make_case(item), found, len(schedule), reducer.runs)
 
 
 ONLY = cases.ONLY
+#: All of the code, in the folder of artifacts.
+FILE = "shrunk.py"
+#: Of more faults than these the section shows the first ones.
+SHOWN_MAX = 6
 
 
 def _describe(
-    settings: Settings, found: tuple[list[Any], bool] | None, total: int, runs: int
+    case: cases.Case, found: tuple[list[Any], bool] | None, total: int, runs: int
 ) -> list[str]:
     if found is None:
         return ["shrunk: run again with the same faults, it does not fail in this way"]
     faults, minimal = found
     if not faults:
         return [f"shrunk: fails with none of the {total} faults too ({runs} runs)"]
-    arguments = {**settings.link, **({"mtu": settings.mtu} if settings.mtu else {})}
-    if settings.origin["seed"] == "marker":
-        arguments["seed"] = settings["seed"]
-    head = "".join(f"{name}={value!r}, " for name, value in arguments.items())
     how = "each is needed" if minimal else "there may be fewer: the effort allowed was spent"
+    head = f"shrunk: {len(faults)} of {total} faults still fail ({how}; {runs} runs); as code:"
+    code = _code(case, faults)
+    case.folder.mkdir(parents=True, exist_ok=True)
+    text = "\n".join([f"# {head.removesuffix('; as code:')}", f"# {case.nodeid}", *code])
+    (case.folder / FILE).write_text(text + "\n", encoding="utf-8")
+    if len(faults) > SHOWN_MAX:
+        more = f"    ...  # and {len(faults) - SHOWN_MAX} more: {FILE}, with the artifacts, has all"
+        code[2 + SHOWN_MAX : -1] = [more]
+    return [head, *(f"  {line}" for line in code)]
+
+
+def _code(case: cases.Case, faults: list[Any]) -> list[str]:
+    """The marker that makes a test fail with these faults; with its seed, all else is the same."""
+    settings = case.settings
+    arguments = {**settings.link, **({"mtu": settings.mtu} if settings.mtu else {})}
+    arguments["seed"] = (case.base + case.number) & seeds.SEED_MASK
+    start = "".join(f"{name}={value!r}, " for name, value in arguments.items())
     kinds = ", ".join(sorted({type(fault).__name__ for fault in faults}))
-    lines = [f"shrunk: {len(faults)} of {total} faults still fail ({how}; {runs} runs); as code:"]
-    lines.append(f"  from machnet.sim.faults import {kinds}")
-    shown = faults[:6]
+    lines = [f"from machnet.sim.faults import {kinds}"]
     if len(faults) == 1:
-        lines.append(f"  @pytest.mark.machnet({head}faults=[{faults[0]!r}])")
-    else:
-        lines.append(f"  @pytest.mark.machnet({head}faults=[")
-        lines += [f"      {fault!r}," for fault in shown]
-        if len(faults) > len(shown):
-            lines.append(f"      ...  # and {len(faults) - len(shown)} more: see shrunk.py")
-        lines.append("  ])")
-    return lines
+        return [*lines, f"@pytest.mark.machnet({start}faults=[{faults[0]!r}])"]
+    return [
+        *lines,
+        f"@pytest.mark.machnet({start}faults=[",
+        *(f"    {fault!r}," for fault in faults),
+        "])",
+    ]

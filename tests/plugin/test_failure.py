@@ -110,6 +110,38 @@ def test_the_replay_command_is_for_the_folder_that_pytest_was_started_in(pyteste
     assert section_of(result)[1].startswith("replay: pytest 'test_it.py::test_it' ")
 
 
+@pytest.mark.parametrize(
+    ("args", "ini"),
+    [
+        ([], None),
+        (["a", "../b"], None),
+        (["--rootdir=.."], None),
+        (["--rootdir=..", "-o", "machnet_ip=10.7.0.1/16"], None),
+        (["-c", "../some.ini"], None),
+        (["."], "pytest.ini"),
+        (["-n1"], "a/pytest.ini"),
+    ],
+)
+def test_the_replay_command_finds_the_same_seed_whatever_pytest_was_given(pytester, args, ini):
+    for folder in "start/a", "b":
+        pytester.makepyfile(
+            **{f"{folder}/test_{folder[-1]}": "def test_it(machnet_net): assert 0\n"}
+        )
+    (pytester.path / "some.ini").write_text("[pytest]\nmachnet_seed = 8\n")
+    start = pytester.path / "start"
+    if ini is not None:
+        (pytester.path / "start" / "pytest.ini").write_text("[pytest]\n")
+        (pytester.path / "start" / ini).write_text("[pytest]\n")
+
+    def run(words: str) -> list[str]:
+        python = f"cd {start} && {sys.executable} -m pytest -p no:randomly {words}"
+        return section_of(pytester.run("sh", "-c", python))
+
+    lines = run(" ".join([*args, "-k", "test_a"]))
+    again = run(lines[1].removeprefix("replay: pytest "))
+    assert again[:-1] == lines[:-1]  # but for the folder of artifacts, which names a worker
+
+
 def test_a_failure_while_setting_up_has_the_section_too(outer):
     source = """
         import pytest

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import re
+import textwrap
 
 import pytest
 from plugin_runs import section_of
@@ -154,6 +155,41 @@ def test_what_is_not_the_networks_doing_is_said_so(outer):
     text = result.stdout.str()
     assert re.search(r"shrunk: fails with none of the \d+ faults too \(1 runs\)", text)
     assert "shrunk: no fault had happened: the failure is not the network's doing" in text
+
+
+def test_more_faults_than_the_section_has_room_for_are_in_a_file(outer, pytester):
+    source = """
+        import pytest
+
+        MARK = {mark}
+
+        @pytest.mark.machnet(**MARK)
+        def test_it(machnet_channel, machnet_peer):
+            server = machnet_peer.attach()
+            server.listen(machnet_peer.ip, 7000, protocol="tcp")
+            ch = machnet_channel()
+            flow = ch.connect(ch.ip, machnet_peer.ip, 7000, protocol="tcp", timeout=100)
+            for _ in range(100):
+                ch.send(flow, bytes(1000))
+                server.recv(timeout=100)
+            assert [p.fate for p in machnet_peer.net.packets()].count("duplicated") < 8
+    """
+    mark = 'dict(latency="100us", duplicate=0.3)'
+    result = outer(source.format(mark=mark), "--machnet-shrink", "--machnet-seeds=2", "-k", "seed1")
+    result.assert_outcomes(failed=1)
+    lines = section_of(result)
+    assert "      ...  # and 2 more: shrunk.py, with the artifacts, has all" in lines
+    (path,) = pytester.path.glob("machnet-artifacts/*/shrunk.py")
+    code = path.read_text()
+    assert code.count("    Duplicate(") == 8
+    assert "latency='100us', duplicate=0.3, seed=1, faults=[" in code
+    (arguments,) = re.findall(r"@pytest\.mark\.machnet\((.*)\)$", code.strip(), re.DOTALL)
+    again = outer(
+        "from machnet.sim.faults import Duplicate\n"
+        + textwrap.dedent(source.format(mark=f"dict({arguments.replace(chr(10), ' ')})"))
+    )
+    again.assert_outcomes(failed=1)
+    assert section_of(again)[0].split()[1] == section_of(result)[0].split()[1]
 
 
 def test_faults_on_schedule_are_reduced_too(outer):
