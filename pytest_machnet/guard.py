@@ -87,7 +87,7 @@ class Guard:
         return f"no progress for {self._limit_s:g} s by the wall clock: {self._explain()}"
 
     def release(self) -> None:
-        """Watch no longer: somebody looks at the test in a debugger, which takes time."""
+        """Watch no longer: somebody looks at the test in a debugger, or its own code has ended."""
         self._done.set()
 
     @contextlib.contextmanager

@@ -150,6 +150,19 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 def pytest_enter_pdb(config: pytest.Config) -> None:
     """Who looks around in a debugger may take their time."""
+    _release(config)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """What comes after the test's own code is not the guard's to watch."""
+    try:
+        return (yield)
+    finally:
+        _release(pyfuncitem.config)
+
+
+def _release(config: pytest.Config) -> None:
     release = config.stash.get(cases.RELEASE, None)
     if release is not None:
         release()
@@ -160,6 +173,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Say what the network looked like when a test failed."""
+    if call.excinfo is not None:
+        _release(item.config)
     made = yield
     lab = item.stash.get(cases.LAB, None)
     if lab is not None and made.failed:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import select
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,14 @@ from linux_peer import (
     needs_tap,
     nothing_more,
     pattern,
+    readable,
     recv,
     recv_message,
     reset,
     scaled,
     send,
     send_message,
+    writable,
 )
 
 from machnet import Stack
@@ -146,16 +147,22 @@ class TestInTurn:
         all_back(peer, channel, base)
 
 
+@pytest.fixture
+def sockets() -> Iterator[contextlib.ExitStack]:
+    """Closes what is entered into it, however the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
 @needs_kernel
-@pytest.mark.usefixtures("descriptors")
 class TestAtOnce:
     @pytest.mark.parametrize("protocol", ["tcp", "stream"])
-    def test_linux_connects(self, peer: Peer, protocol: str) -> None:
+    def test_linux_connects(self, peer: Peer, protocol: str, sockets: contextlib.ExitStack) -> None:
         # Room for the news of as many connections, while the application is busy connecting.
         channel = peer.stack.attach(ctl_slots=2 * 1024)
         listener = channel.listen(OUR_IP, PORT, protocol, backlog=AT_ONCE)
         base = base_of(peer, channel)
-        socks = [peer.host_socket() for _ in range(AT_ONCE)]
+        socks = [sockets.enter_context(peer.host_socket()) for _ in range(AT_ONCE)]
 
         def connect() -> None:
             for sock in socks:
@@ -163,7 +170,7 @@ class TestAtOnce:
                 sock.connect_ex((OUR_IP, PORT))
                 sock.settimeout(PATIENCE_S)
             for sock in socks:
-                assert select.select([], [sock], [], PATIENCE_S)[1]
+                assert writable(sock)
                 if protocol == "tcp":
                     send_message(sock, b"hello")
 
@@ -367,7 +374,7 @@ def test_descriptors_do_not_leak(peer: Peer) -> None:
         with peer.stack.socket() as ours, peer.listen() as listener:
             ours.connect_ex((KERNEL_IP, PORT))
             accepted = peer.accept(listener)
-            select.select([ours], [], [], PATIENCE_S)
+            readable(ours)
             eventually(lambda: ours.connect_ex((KERNEL_IP, PORT)) in {0, 106})
             accepted.close()
 

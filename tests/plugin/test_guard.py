@@ -138,3 +138,26 @@ def test_it_works_beside_the_main_thread():
     thread.start()
     thread.join()
     assert len(caught) == 1
+
+
+def test_the_report_of_a_stuck_test_may_take_its_time(outer, pytester):
+    """The guard repeats itself, in case something swallows it, but not once the test has ended."""
+    pytester.makeconftest("""
+        import time
+
+        import pytest
+
+        @pytest.hookimpl(wrapper=True)
+        def pytest_runtest_makereport(item, call):
+            if call.when == "call":
+                time.sleep(1.5)
+            return (yield)
+    """)
+    source = """
+        def test_stuck(machnet_net):
+            while True:
+                pass
+    """
+    result = outer(source, "--machnet-guard=0.3")
+    result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")

@@ -288,7 +288,19 @@ def beside(*tasks: Callable[[], Any]) -> Iterator[list[concurrent.futures.Future
 
 def readable(sock: socket.socket, timeout: float = PATIENCE_S) -> bool:
     """Whether there is something to be read, or comes in time."""
-    return bool(select.select([sock], [], [], timeout)[0])
+    return _polled(sock, select.POLLIN, timeout)
+
+
+def writable(sock: socket.socket, timeout: float = PATIENCE_S) -> bool:
+    """Whether something can be written, or can be in time: it is connected, or has failed."""
+    return _polled(sock, select.POLLOUT, timeout)
+
+
+def _polled(sock: socket.socket, what: int, timeout: float) -> bool:
+    # Not select(), which knows no descriptor from 1024 on.
+    poll = select.poll()
+    poll.register(sock, what)
+    return bool(poll.poll(timeout * 1000))
 
 
 def tcp_info(sock: socket.socket) -> dict[str, int]:

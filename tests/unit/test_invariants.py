@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.simnet_kit import MS, Host, Net, S
-from support.tcp_segment import build_eth, build_ip, build_tcp, flag_bits
+from simnet_kit import MS, Host, Net, S
+from tcp_segment import build_eth, build_ip, build_tcp, flag_bits
 
 import machnet
 from machnet._native import ffi, lib

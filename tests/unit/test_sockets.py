@@ -321,6 +321,18 @@ def test_a_reset_behind_the_peers_fin_is_told_to_writers_only(net):
     assert server.recv(10) == b""
 
 
+def test_nothing_waits_to_be_sent_in_time_wait(net):
+    client, server = net.established()
+    client.send(b"last")
+    client.close()
+    net.a.advance(MS)
+    assert server.recv(10) == b"last"
+    server.close()
+    net.a.advance(MS)
+    (left,) = net.a.sockets()
+    assert (left.state, left.send_queue) == ("TIME-WAIT", 0)
+
+
 def test_what_came_before_a_reset_is_read_after_it_was_told(net):
     client, server = net.established()
     server.send(b"ab")

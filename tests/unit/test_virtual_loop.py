@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from support.loop_pair import A, B, Pair, forever
+from loop_pair import A, B, Pair, forever
 
 import machnet
 from machnet import aio

@@ -300,7 +300,8 @@ static void sock_info(const struct mn_engine *e, const struct mn_tcb *t, struct 
         .rcv_wnd = mn_seq_gt(t->rcv_adv, t->rcv_nxt) ? t->rcv_adv - t->rcv_nxt : 0,
         .cwnd = t->cc.cwnd,
         .ssthresh = t->cc.ssthresh,
-        .sndq_bytes = t->snd_end - t->snd_una,
+        /* Once the FIN is acknowledged snd_una is one ahead. */
+        .sndq_bytes = mn_seq_gt(t->snd_end, t->snd_una) ? t->snd_end - t->snd_una : 0,
         .rcvq_bytes = t->ooo_bytes,
         .srtt_us = t->srtt_us >> 3,
         .rttvar_us = t->rttvar_us >> 2,
