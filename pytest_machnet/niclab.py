@@ -441,14 +441,15 @@ class NicLab(Lab):
     def _packets(self) -> list[str]:
         if self._captures is None or not (self._captures / "local.pcapng").exists():
             return []
-        from machnet.testing import Packet
+        from pytest_machnet.numbers import summaries
         from pytest_machnet.pcapng import read_frames
 
         frames = read_frames(self._captures / "local.pcapng")
         start = frames[0][0] if frames else 0
+        texts = summaries(frame for _, frame in frames)
         return [
-            report.narrow(f"{(t_ns - start) / 1e6:12.3f} ms {Packet(frame).summary()}")
-            for t_ns, frame in frames
+            report.narrow(f"{(t_ns - start) / 1e6:12.3f} ms {text}")
+            for (t_ns, _), text in zip(frames, texts, strict=True)
         ]
 
     def _keep_captures(self) -> None:

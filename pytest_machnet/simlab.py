@@ -250,25 +250,31 @@ class SimLab(Lab):
         """The faults that happened."""
         return tuple(self.net.schedule)
 
-    def _faults(self, packets: list[PacketRecord]) -> list[str]:
+    def _packets(self) -> list[tuple[PacketRecord, str]]:
+        """What is recorded of packets, with what each says."""
+        from pytest_machnet.numbers import summaries
+
+        packets = self.net.packets()
+        return list(zip(packets, summaries(packet.frame for packet in packets), strict=True))
+
+    def _faults(self, packets: list[tuple[PacketRecord, str]]) -> list[str]:
         """What was done to packets, hosts and links, and when."""
         from machnet.sim.units import format_ms
-        from machnet.testing import Packet
 
         found = [(t_ns, 0, text) for t_ns, text in self.net.events]
-        for packet in packets:
+        for packet, summary in packets:
             if packet.fate:
                 # What a rule has dropped was not numbered: it has not entered the link.
                 nth = "" if packet.fate.startswith("rule") else f" #{packet.nth}"
-                what = Packet(packet.frame).summary()
+                what = _TIMESTAMPS.sub("", summary)
                 found.append((packet.t_ns, 1, f"{packet.link}{nth} {packet.fate}: {what}"))
         found.sort(key=lambda entry: entry[:2])
         return [f"{format_ms(t_ns):>12} {text}" for t_ns, _, text in found]
 
     def describe(self, *, short: bool) -> list[str]:
         """The state of things, for the failure section."""
-        packets = self.net.packets()
-        sent = [_line(packet) for packet in packets if packet.direction == "out"]
+        packets = self._packets()
+        sent = [_line(packet, text) for packet, text in packets if packet.direction == "out"]
         lines = [f"virtual time {self._time()}"]
         lines += report.group("packets", sent, 5 if short else 12, last=True)
         lines += report.group("sockets", self._sockets(), 3 if short else 6)
@@ -280,7 +286,8 @@ class SimLab(Lab):
         """The capture, and the trace of events."""
         if self.case.settings["pcap"] != "never" and not self.wants_capture():
             self.net.write_pcapng(self.capture_path())
-        packets = self.net.packets()
+        packets = self._packets()
+        trace = [_head(packet) + text + _fate(packet) for packet, text in packets]
         lines = [
             f"seed {self.case.seed}",
             f"replay: {self.case.replay}",
@@ -289,7 +296,7 @@ class SimLab(Lab):
             *report.group("timers", self._timers(), 10_000),
             *report.group("faults that happened", [repr(f) for f in self.schedule()], 100_000),
             *report.group("events and fates", self._faults(packets), 100_000),
-            *report.group("packets", [str(packet) for packet in packets], 100_000),
+            *report.group("packets", trace, 100_000),
         ]
         text = "\n".join(lines) + "\n"
         (self.folder() / "trace.txt").write_text(text, encoding="utf-8")
@@ -327,9 +334,19 @@ def _close_channels(host: Host) -> None:
         channel.close()
 
 
-def _line(packet: PacketRecord) -> str:
+def _head(packet: PacketRecord) -> str:
+    from machnet.sim.units import format_ms
+
+    arrow = ">" if packet.direction == "out" else "<"
+    return f"{format_ms(packet.t_ns):>14} {packet.host} {arrow} "
+
+
+def _fate(packet: PacketRecord) -> str:
+    return f"  [{packet.fate}]" if packet.fate else ""
+
+
+def _line(packet: PacketRecord, summary: str) -> str:
     """A packet on one line, short enough for its fate to be seen."""
-    fate = f"  [{packet.fate}]" if packet.fate else ""
-    room = report.WIDTH_MAX - len(fate) - 2
-    text = _TIMESTAMPS.sub("", str(packet).removesuffix(fate))
-    return (text if len(text) <= room else f"{text[: room - 3]}...") + fate
+    room = report.WIDTH_MAX - len(_fate(packet)) - 2
+    text = _head(packet) + _TIMESTAMPS.sub("", summary)
+    return (text if len(text) <= room else f"{text[: room - 3]}...") + _fate(packet)
