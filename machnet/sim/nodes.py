@@ -243,8 +243,8 @@ class Host(Node):
 
     @property
     def up(self) -> bool:
-        """Whether it has an engine: it was not crashed."""
-        return self._stack is not None
+        """Whether it has an engine: it was not crashed, and its stack not closed."""
+        return self._stack is not None and not self._stack.closed
 
     @property
     def is_paused(self) -> bool:
@@ -273,7 +273,7 @@ class Host(Node):
 
     def sockets(self) -> list[SocketInfo]:
         """Its connections and listeners; none while it is down."""
-        return self._stack.sockets() if self._stack is not None else []
+        return self.stack.sockets() if self.up else []
 
     # ---- faults ----------------------------------------------------------------------------------
 

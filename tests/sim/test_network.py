@@ -55,6 +55,22 @@ def test_a_restart_that_is_refused_leaves_the_host_as_it_was() -> None:
         assert host.settings == {}
 
 
+def test_a_host_whose_stack_was_closed_is_down() -> None:
+    with Network() as net:
+        a, b = net.host("10.0.0.1"), net.host("10.0.0.2")
+        net.link(a, b)
+        a.stack.close()
+        assert not a.up
+        assert a.sockets() == []
+        assert "h1" in net.report()
+        assert net.timers() == []
+        assert net.leaks() == []
+        with pytest.raises(OSError, match="No route to host"):
+            b.attach().connect(b.ip, a.ip, 7, protocol="tcp", timeout=60)
+        a.restart()
+        assert transfer(net, a, b, b"again") == b"again"
+
+
 def test_hosts_have_their_own_addresses() -> None:
     with Network() as net:
         host = net.host("10.1.2.3/16", gateway="10.1.0.1", mtu=9000, timestamps=False)
