@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What one application gives is what the other takes: from the first byte on, in order, once. */
 #include "check_int.h"
+#include "prefix.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,16 +10,6 @@
 #define MARKS_MIN 64u
 /* Pieces given and not taken, of one direction. */
 #define MARKS_MAX (1u << 16)
-
-/*
- * A hash of all bytes so far that does not depend on how they came in pieces: four words at a time,
- * each into a sum of its own. What is compared is not chosen by an enemy.
- */
-struct prefix {
-    uint64_t sum[4];
-    uint8_t part[32]; /* bytes that do not fill a block yet */
-    uint64_t bytes;
-};
 
 /* Where a piece that was given ends, and the hash of everything up to there. */
 struct mark {
@@ -32,7 +23,7 @@ struct stream {
     uint64_t giver, taker;    /* their ids, 0: not known yet */
     uint64_t taker_before;    /* of the connection before: it may still take what is left of that */
     bool followed, framed;
-    struct prefix given, taken;
+    struct mn_prefix given, taken;
     /* Marks of what is not taken completely: n from `head` on, of a circle of `cap`. */
     struct mark *marks;
     uint32_t head, n, cap;
@@ -89,58 +80,6 @@ static struct stream **stream_at(struct mn_ck_streams *all, const struct mn_chec
     return at;
 }
 
-static void mix(uint64_t sum[4], const uint8_t *block)
-{
-    for (uint32_t i = 0; i < 4; i++) {
-        uint64_t w;
-
-        memcpy(&w, block + 8 * i, sizeof(w));
-        sum[i] = (sum[i] ^ w) * UINT64_C(0x9e3779b97f4a7c15);
-        sum[i] ^= sum[i] >> 32;
-    }
-}
-
-static void prefix_add(struct prefix *p, const uint8_t *bytes, uint64_t len)
-{
-    uint64_t have = p->bytes % sizeof(p->part);
-
-    p->bytes += len;
-    if (have > 0) {
-        uint64_t n = mn_min_u64(len, sizeof(p->part) - have);
-
-        memcpy(p->part + have, bytes, n);
-        bytes += n;
-        len -= n;
-        if (have + n < sizeof(p->part)) {
-            return;
-        }
-        mix(p->sum, p->part);
-    }
-    for (; len >= sizeof(p->part); len -= sizeof(p->part)) {
-        mix(p->sum, bytes);
-        bytes += sizeof(p->part);
-    }
-    if (len > 0) {
-        memcpy(p->part, bytes, len);
-    }
-}
-
-static uint64_t prefix_digest(const struct prefix *p)
-{
-    uint64_t have = p->bytes % sizeof(p->part), digest = p->bytes;
-    uint64_t sum[4];
-    uint8_t last[sizeof(p->part)] = {0};
-
-    memcpy(sum, p->sum, sizeof(sum));
-    memcpy(last, p->part, have);
-    mix(sum, last);
-    for (uint32_t i = 0; i < 4; i++) {
-        digest = (digest ^ sum[i]) * UINT64_C(0xff51afd7ed558ccd);
-        digest ^= digest >> 29;
-    }
-    return digest;
-}
-
 static void stop(struct mn_ck_streams *all, struct stream *s)
 {
     free(s->marks);
@@ -186,7 +125,7 @@ static void renew(struct mn_ck_streams *all, struct stream *s, uint64_t giver, b
     s->taker = 0;
     s->giver = giver;
     s->framed = framed;
-    s->given = s->taken = (struct prefix){0};
+    s->given = s->taken = (struct mn_prefix){0};
 }
 
 void mn_ck_stream_given(struct mn_ck_streams *all, const struct mn_check_conn *conn, uint64_t id,
@@ -215,7 +154,7 @@ void mn_ck_stream_given(struct mn_ck_streams *all, const struct mn_check_conn *c
         stop(all, s);
         return;
     }
-    prefix_add(&s->given, bytes, len);
+    mn_prefix_add(&s->given, bytes, len);
     if (!reserve(all, s)) {
         if (message || s->n == 0) {
             stop(all, s);
@@ -223,7 +162,8 @@ void mn_ck_stream_given(struct mn_ck_streams *all, const struct mn_check_conn *c
         }
         s->n--; /* the last one's end moves on */
     }
-    s->marks[(s->head + s->n++) % s->cap] = (struct mark){s->given.bytes, prefix_digest(&s->given)};
+    s->marks[(s->head + s->n++) % s->cap] =
+        (struct mark){s->given.bytes, mn_prefix_digest(&s->given)};
 }
 
 void mn_ck_stream_leave(struct mn_ck_streams *all, const struct mn_check_conn *conn)
@@ -281,13 +221,13 @@ bool mn_ck_stream_taken(struct mn_ck_streams *all, const struct mn_check_conn *c
         const struct mark *m = &s->marks[s->head];
         uint64_t n = mn_min_u64(len, m->end - s->taken.bytes);
 
-        prefix_add(&s->taken, at, n);
+        mn_prefix_add(&s->taken, at, n);
         at += n;
         len -= n;
         if (s->taken.bytes < m->end) {
             break;
         }
-        if (prefix_digest(&s->taken) != m->digest) {
+        if (mn_prefix_digest(&s->taken) != m->digest) {
             return wrong(s, text, size, "other bytes, up to here", s->taken.bytes, m->end);
         }
         s->head = (s->head + 1) % s->cap;

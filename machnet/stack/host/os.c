@@ -8,6 +8,19 @@
 #include <unistd.h>
 
 #include "host.h"
+#include "machnet/stack/core/wire/csum.h"
+
+/* Which checksums suit this CPU: as the library is loaded, before any engine runs and while one
+ * thread alone knows of it. */
+static __attribute__((constructor)) void select_code(void)
+{
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    mn_csum_select(__builtin_cpu_supports("avx2") ? MN_CPU_AVX2 : 0);
+#else
+    mn_csum_select(0);
+#endif
+}
 
 void *mn_os_map(uint64_t bytes)
 {
