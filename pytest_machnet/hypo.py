@@ -40,13 +40,33 @@ def fresh_examples(item: Any, lab: Lab) -> Iterator[None]:
     inner = handle.inner_test
     test = getattr(item.obj, "__func__", item.obj)
     settings = _without_health_check(item, test, arguments)
+    seeded = _seed(test, lab.case.seed)
     handle.inner_test = _each_with_its_lab(item, lab, inner, arguments)
     try:
         yield
     finally:
         handle.inner_test = inner
+        if seeded:
+            test._hypothesis_internal_use_seed = None  # noqa: SLF001
         if settings is not None:
             test._hypothesis_internal_use_settings = settings  # noqa: SLF001
+
+
+def _seed(test: Any, seed: int) -> bool:
+    """Have the examples drawn by the test's seed, so that its replay draws them again anywhere.
+
+    Returns:
+        Whether it was done: a seed or ``derandomize`` of the user's own goes before.
+    """
+    from hypothesis import core
+    from hypothesis import settings as Settings  # noqa: N812
+
+    settings: Any = getattr(test, "_hypothesis_internal_use_settings", None) or Settings.default
+    given = getattr(test, "_hypothesis_internal_use_seed", None) is not None
+    if given or settings.derandomize or core.global_force_seed is not None:
+        return False
+    test._hypothesis_internal_use_seed = seed  # noqa: SLF001
+    return True
 
 
 def _refuse_fixtures_between(item: Any, arguments: frozenset[str]) -> None:

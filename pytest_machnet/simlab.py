@@ -58,6 +58,7 @@ class SimClock:
         self, predicate: Callable[[], T], within: Duration = "5s", message: str = ""
     ) -> T:
         """Let virtual time pass until something is true, and return it."""
+        __tracebackhide__ = True
         found: T = self._net.eventually(predicate, within=within, message=message)
         return found
 

@@ -447,6 +447,7 @@ class Network(NetworkBase):
         Raises:
             EventuallyError: It is not true by then; the text has the time, sockets and timers.
         """
+        __tracebackhide__ = True
         self._usable("eventually")
         limit = duration_ns(within, "within")
         found, value = self._until(predicate, self.now_ns + limit, "eventually")

@@ -297,6 +297,7 @@ class RawPeer:
         Raises:
             ExpectationError: It differs, comes too early, or nothing came.
         """
+        __tracebackhide__ = True
         start, look = self.now_ns, view or _itself
         patience = self.patience_ns if within is None else duration_ns(within, "within")
         too_early = duration_ns(after, "after")
@@ -351,6 +352,7 @@ class RawPeer:
         Raises:
             ExpectationError: Something came.
         """
+        __tracebackhide__ = True
         patience = self.patience_ns if within is None else duration_ns(within, "within")
         start = self.now_ns
         packet = self.recv(patience, among=among, ignore=ignore)
@@ -376,6 +378,7 @@ class RawPeer:
         Raises:
             ExpectationError: It matches none, or nothing came.
         """
+        __tracebackhide__ = True
         patience = self.patience_ns if within is None else duration_ns(within, "within")
         look = view or _itself
         packet = self.recv(patience, among=among, ignore=ignore)
@@ -406,6 +409,7 @@ class RawPeer:
         Raises:
             ExpectationError: One matches none of those that are left, or one is missing.
         """
+        __tracebackhide__ = True
         patience = self.patience_ns if within is None else duration_ns(within, "within")
         end = self.now_ns + patience
         found: dict[int, Packet] = {}

@@ -243,6 +243,7 @@ class TcpScript:
         Raises:
             ExpectationError: It differs, comes too early, or nothing came.
         """
+        __tracebackhide__ = True
         payload = fields.get("payload")
         if isinstance(payload, int):
             fields["payload"] = None
@@ -268,12 +269,14 @@ class TcpScript:
         Raises:
             ExpectationError: One came.
         """
+        __tracebackhide__ = True
         self.peer.expect_nothing(within, among=self._is_mine, view=self.view)
 
     def expect_ack(
         self, number: int | None = None, within: Duration | None = None, **fields: Want
     ) -> Packet:
         """A bare ACK of ``number``, by default of all that we sent."""
+        __tracebackhide__ = True
         number = self.snd_nxt if number is None else number
         return self.expect("A", within, ack=number, length=0, **fields)
 
@@ -297,6 +300,7 @@ class TcpScript:
         Raises:
             ExpectationError: Other data, out of order, too much, or not all of it in time.
         """
+        __tracebackhide__ = True
         if isinstance(data, int):
             data = pattern(self.rcv_nxt - 1, data)
         patience = self.peer.patience_ns if within is None else duration_ns(within, "within")
@@ -328,11 +332,13 @@ class TcpScript:
 
     def expect_fin(self, within: Duration | None = None, **fields: Want) -> Packet:
         """A FIN with ACK, without data unless ``length`` or ``payload`` is given."""
+        __tracebackhide__ = True
         wanted: dict[str, Any] = {"length": 0} | fields
         return self.expect("FA(P)", within, **wanted)
 
     def expect_rst(self, within: Duration | None = None, **fields: Want) -> Packet:
         """A RST, with ACK or without."""
+        __tracebackhide__ = True
         return self.expect("R(A)", within, **fields)
 
     # --- openings ---
@@ -363,6 +369,7 @@ class TcpScript:
             ExpectationError: The other side does not play along.
             ValueError: ``opening`` is neither.
         """
+        __tracebackhide__ = True
         if opening == "active":
             self.send("S")
             self.agree(self.expect("SA", within, seq=0, ack=1, **syn))
@@ -376,6 +383,7 @@ class TcpScript:
 
     def accept(self, within: Duration | None = None, **syn: Want) -> Packet:
         """Wait for a SYN and answer it with SYN-ACK; returns the SYN."""
+        __tracebackhide__ = True
         packet = self.expect("S", within, **syn)
         offered = self.wscale, self.sack_ok, self.ts
         # Only what was offered may be answered (RFC 7323, RFC 2018).

@@ -214,3 +214,25 @@ def test_names_of_folders_are_safe_short_and_their_own():
     assert all(re.fullmatch(r"test_a-[A-Za-z0-9_-]+-[0-9a-f]{8}", name) for name in names)
     assert all(len(name) < 128 for name in names)
     assert artifacts.folder_name("t.py::a", "gw3").endswith("-gw3")
+
+
+def test_expectations_fail_where_the_test_has_them(outer):
+    source = """
+        from machnet.testing import tcp
+
+        def test_packet(raw_peer):
+            raw_peer.expect(tcp("S"), within="1ms")
+
+        def test_nothing_at_all(raw_peer):
+            raw_peer.expect_any_of(tcp("S"), tcp("A"), within="1ms")
+
+        def test_predicate(machnet_clock):
+            machnet_clock.eventually(lambda: False, within="1s")
+    """
+    result = outer(source)
+    result.assert_outcomes(failed=3)
+    text = result.stdout.str()
+    assert "def expect" not in text
+    assert "def eventually" not in text
+    result.stdout.fnmatch_lines(["test_inner.py:4: ExpectationError"])
+    result.stdout.fnmatch_lines(["test_inner.py:10: EventuallyError"])

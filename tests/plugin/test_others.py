@@ -178,6 +178,31 @@ def test_the_networks_of_examples_follow_the_tests_seed(outer, pytester):
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.parametrize(
+    ("decorator", "args"), [("", ()), ("@seed(4)", ()), ("", ("--hypothesis-seed=7",))]
+)
+def test_examples_are_drawn_by_the_tests_seed(outer, pytester, decorator, args):
+    source = f"""
+        from hypothesis import given, settings, seed, strategies as st
+        settings.register_profile("t", deadline=None, database=None, max_examples=20)
+        settings.load_profile("t")
+
+        {decorator}
+        @given(size=st.integers(0, 3000))
+        def test_it(machnet_net, size):
+            with open("sizes.txt", "a") as file:
+                print(size, file=file)
+    """
+    runs = []
+    for base in (1, 1, 2):
+        outer(source, f"--machnet-seed={base}", *args).assert_outcomes(passed=1)
+        path = pytester.path / "sizes.txt"
+        runs.append(path.read_text())
+        path.unlink()
+    assert runs[0] == runs[1]
+    assert (runs[1] == runs[2]) == bool(decorator or args)
+
+
 def test_the_smallest_failing_example_is_shown_with_its_packets(outer):
     source = (
         HYPOTHESIS
