@@ -76,7 +76,11 @@ def _nic(value: Any) -> str:
         raise ValueError("not a NIC string such as 'tap:mn0'")
     from machnet.sim.nicstr import parse_nic  # of machnet only this, and only when asked for
 
-    parse_nic(value)
+    spec = parse_nic(value)
+    if spec.faults:
+        from machnet.sim.faulty import check_faults
+
+        check_faults(spec)
     return value
 
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import re
 
 import pytest
+from plugin_runs import section_of
 
+from machnet._native import lib
 from machnet.sim import KernelHost
 from pytest_machnet import cases, options
 
@@ -25,6 +27,25 @@ def test_every_example_runs(page, pytester):
     linux = sum("posix_peer" in block for block in blocks)
     tests = sum(len(re.findall(r"^def test_", block, re.MULTILINE)) for block in blocks)
     result.assert_outcomes(passed=tests if taps else tests - linux, skipped=0 if taps else linux)
+
+
+def test_the_tutorial_fails_with_the_seed_that_it_says(page, pytester):
+    (source,) = re.findall(
+        r"Write `test_echo.py`:\n\n```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL
+    )
+    pytester.makepyfile(test_echo=source)
+    seeds = 60 if lib.mn_build_sanitized() else 1000
+    args = ("-p", "no:randomly", f"--machnet-seeds={seeds}", "--machnet-shrink")
+    result = pytester.runpytest_subprocess(*args, timeout=200)
+    result.assert_outcomes(passed=seeds - 1, failed=1)
+    lines = section_of(result)
+    replay = "replay: pytest 'test_echo.py::test_echo[seed14]' --machnet-sim --machnet-seed=0 "
+    assert lines[1].startswith(replay)
+    shrunk = lines[lines.index("  from machnet.sim.faults import Drop") - 1 :]
+    lost = [line for line in lines if line.endswith("[lost]")]
+    assert len(lost) == 3
+    for line in [replay, *lost, *shrunk]:
+        assert line in page
 
 
 def test_every_option_marker_argument_and_fixture_is_in_the_reference(page):

@@ -59,6 +59,7 @@ def test_the_fixtures_have_a_documentation_and_none_is_automatic(inner):
 WRONG = [
     (("--machnet-sim", "--machnet-nic=tap:mn0"), "--machnet-sim and --machnet-nic exclude each"),
     (("--machnet-nic=tap:a/b",), "--machnet-nic: 'tap:a/b':*an interface name is ASCII*"),
+    (("--machnet-nic=tap:a?loss=200%",), "--machnet-nic: 'tap:a?loss=200%': NIC*no probability*"),
     (("--machnet-nic=tpa:x",), "--machnet-nic: 'tpa:x':*there is no driver 'tpa'*"),
     (("--machnet-seed=seven",), "--machnet-seed: 'seven': not a whole number from 0 to *'last'"),
     (("--machnet-seed=-1",), "--machnet-seed: '-1': not a whole number*"),
