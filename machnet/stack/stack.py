@@ -123,7 +123,9 @@ class Stack:
         self._isn = isn
         self._threaded = threaded
         self._channel_spin_ns = _NEVER if poll == "busy" else int(_CHANNEL_SPIN_US * 1000)
-        self._channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+        # By number: what is done to all of them is done in the order they came, in every run.
+        self._attached: weakref.WeakValueDictionary[int, Channel] = weakref.WeakValueDictionary()
+        self._attached_count = 0
         self._sockets_channel: Channel | None = None
         #: The byte streams of `machnet.aio`, by event loop.
         self.aio_hubs: dict[Any, Any] = {}
@@ -166,7 +168,8 @@ class Stack:
             raise ValueError("Stack.attach: buf_bytes and ctl_slots must be powers of two")
         self._check(rc, "attach")
         channel = Channel(self, ffi.gc(out[0], lib.mn_chan_free), sizes)
-        self._channels.add(channel)
+        self._attached[self._attached_count] = channel
+        self._attached_count += 1
         if not self._threaded:
             self.core.clock.keep(channel)
         if self._isn is not None:
@@ -442,8 +445,12 @@ class Stack:
             self._finalizer.detach()
             self.core.close()
 
+    @property
+    def _channels(self) -> list[Channel]:
+        return list(self._attached.values())
+
     def _close_channels(self, linger: float | None) -> None:
-        for channel in list(self._channels):
+        for channel in self._channels:
             channel.close(linger)
         self._sockets_channel = None
         self.aio_hubs.clear()

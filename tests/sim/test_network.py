@@ -71,6 +71,17 @@ def test_a_host_whose_stack_was_closed_is_down() -> None:
         assert transfer(net, a, b, b"again") == b"again"
 
 
+def test_channels_are_closed_in_the_order_they_came() -> None:
+    with Network() as net:
+        host = net.host("10.0.0.1")
+        kept = [(host.attach(), bytes(n)) for n in range(20)]  # addresses of memory in disorder
+        closed: list[int] = []
+        for n, (channel, _) in enumerate(kept):
+            channel.on_close = lambda n=n: closed.append(n)
+        host.restart()
+        assert closed == list(range(20))
+
+
 def test_hosts_have_their_own_addresses() -> None:
     with Network() as net:
         host = net.host("10.1.2.3/16", gateway="10.1.0.1", mtu=9000, timestamps=False)
