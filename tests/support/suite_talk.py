@@ -34,14 +34,19 @@ class End:
     Attributes:
         error: What ended it, if something did.
         over: It has nothing left to do.
+        dead: Its host crashed.
     """
+
+    channel: machnet.Channel
 
     def __init__(self) -> None:
         self.error: OSError | None = None
-        self.over = False
+        self.over = self.dead = False
 
     def pump(self) -> bool:
         """Do what can be done now; whether there is nothing left to do."""
+        if not self.over and self.channel.closed:
+            self.over = self.dead = True
         if not self.over:
             try:
                 self._step()
@@ -139,9 +144,8 @@ class FramedEnd(End):
             if self.channel._try_send(self.flow, self.messages[self.sent]) is None:
                 break
             self.sent += 1
-        if self.sent < len(self.messages) or len(self.got) < self.wanted:
-            return
-        if self.closes or not self.flow.live:
+        done = self.sent == len(self.messages) and len(self.got) >= self.wanted
+        if (done and self.closes) or self.flow.error:
             self.flow.close()
             self.over = True
 
@@ -156,6 +160,7 @@ class SocketEnd(End):
     def __init__(self, sock: machnet.Socket, data: bytes, *, listens: bool = False) -> None:
         super().__init__()
         self.sock, self.data, self.listens = sock, data, listens
+        self.channel = sock.stack.socket_channel()
         self.sent = 0
         self.got = bytearray()
         self.shut = self.heard_all = False
