@@ -75,6 +75,8 @@ class NetworkBase:
         self.closed = False
         self.hosts: list[Host] = []
         self.links: list[Link] = []
+        self._by_address: dict[int, Host] = {}
+        self._links_between: dict[frozenset[int], int] = {}
         self._max_time_ns = duration_ns(max_time, "max_time")
         self._native = self._open(record, pool)
         self.clock = SimClock(self._me, self._native)

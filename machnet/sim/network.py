@@ -98,9 +98,9 @@ class Network(NetworkBase):
         """
         self._usable("host")
         address = parse_interface(ip)[0]
-        for other in self.hosts:
-            if parse_ip(other.ip) == address:
-                raise ValueError(f"ip: {ip!r} is the address of {other.name} already")
+        other = self._by_address.get(address)
+        if other is not None:
+            raise ValueError(f"ip: {ip!r} is the address of {other.name} already")
         check_host(ip, gateway, mtu, settings, "Network.host")
         chosen = self._name(name, "h", len(self.hosts))
         number = self._add("host", chosen, mtu, None)
@@ -108,6 +108,7 @@ class Network(NetworkBase):
         self._nodes.append(host)  # the core has it already, whether its engine starts or not
         host._boot()
         self.hosts.append(host)
+        self._by_address[address] = host
         return host
 
     def switch(self, name: str | None = None) -> Switch:
@@ -199,18 +200,19 @@ class Network(NetworkBase):
         given = {key: value for key, value in locals().items() if key in DEFAULTS}
         given["distribution"] = distribution
         there = shape_fields(given)
-        other = {**given, **(back or {})}
+        other = given if back is None else {**given, **back}
         if back is not None and "jitter" in back and "distribution" not in back:
             other["distribution"] = distribution
-        shapes = [there, shape_fields(other, "link: back")]
+        shapes = [there, dict(there) if back is None else shape_fields(other, "link: back")]
         number = lib.mn_simnet_link(
             self._native, first.number, second.number, *map(native_shape, shapes)
         )
         self._check(number, f"link {first.name} {second.name}")
-        nth = 1 + sum({link.a, link.b} == {first, second} for link in self.links)
+        pair = frozenset((first.number, second.number))
+        nth = self._links_between[pair] = 1 + self._links_between.get(pair, 0)
         link = Link(self, int(number), (first, second), nth, shapes)
         self.links.append(link)
-        self._rules.install()
+        self._rules.install([link])
         self._control.install()
         return link
 

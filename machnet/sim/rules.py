@@ -190,10 +190,16 @@ class Rules:
                 self.install()
                 self._net._note(f"rule {rule.name} removed")
 
-    def install(self) -> None:
-        """Have the core ask where a rule wants to be asked, and nowhere else."""
+    def install(self, links: list[Link] | None = None) -> None:
+        """Have the core ask where a rule wants to be asked, and nowhere else.
+
+        Args:
+            links: New ones, which no rule is in force for yet; None: all.
+        """
         native = self._net._native
-        for link in self._net.links:
+        if links is not None and not self.rules:
+            return
+        for link in self._net.links if links is None else links:
             for number, direction in enumerate(link.directions):
                 wanted = any(rule.where is None or direction in rule.where for rule in self.rules)
                 function = lib.mn_sim_py_rule if wanted else ffi.NULL
