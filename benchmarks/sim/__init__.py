@@ -16,10 +16,9 @@ from typing import Any
 from machnet._native import ffi, lib
 from machnet.sim import DROP, PASS, Network
 
-#: What is between the two hosts in the bulk rows.
-LINK: dict[str, Any] = {"latency": "50us", "bandwidth": "10Gbps", "queue": "1000p"}
+#: A link with faults of all kinds.
 LOSSY: dict[str, Any] = {
-    **LINK,
+    "queue": "1000p",
     "loss": 0.001,
     "reorder": 0.001,
     "reorder_delay": "100us",
@@ -40,7 +39,8 @@ def _resident_bytes() -> int:
 def bulk(
     seconds: float,
     *,
-    record: int = 0,
+    record: int = 4096,
+    invariants: bool = True,
     rule: Callable[[Any, Any], Any] | None = None,
     link: dict[str, Any] | None = None,
 ) -> dict[str, float]:
@@ -49,16 +49,18 @@ def bulk(
     Args:
         seconds: How long.
         record: Frames that the network keeps.
+        invariants: Whether they are checked meanwhile.
         rule: A rule on the link.
-        link: Its parameters.
+        link: Its parameters, where they are not the default.
 
     Returns:
         `frames_per_s` (that entered the link), `gbit_per_s` (of payload, by CPU time),
         `virtual_gbit_per_s`.
     """
     with Network(seed=1, record=record) as net:
+        net.invariants = invariants
         a, b = net.host("10.0.0.1"), net.host("10.0.0.2")
-        wire = net.link(a, b, **(LINK if link is None else link))
+        wire = net.link(a, b, **(link or {}))
         server, client = b.attach(), a.attach()
         listener = server.listen(b.ip, 80, protocol="stream")
         flow = client.connect(a.ip, b.ip, 80, protocol="stream", timeout=5)
@@ -137,10 +139,13 @@ def watch_port(packet: Any, hop: Any) -> Any:
     return DROP if packet.tcp is not None and packet.dport == 9 else PASS
 
 
-#: What bulk transfers are measured with, by name.
+#: What bulk transfers are measured with, by name. But for what a row says, the network and its link are
+#: the default: invariants are checked, and the last 4096 frames kept.
 BULK_ROWS: dict[str, dict[str, Any]] = {
     "two hosts": {},
-    "two hosts, the last 4096 frames kept": {"record": 4096},
+    "two hosts, no record": {"record": 0},
+    "two hosts, no invariants": {"invariants": False},
+    "two hosts, neither": {"record": 0, "invariants": False},
     "two hosts, faults of all kinds": {"link": LOSSY},
     "two hosts, a Python rule that passes": {"rule": lambda packet, hop: PASS},
     "two hosts, a Python rule that looks at the port": {"rule": watch_port},

@@ -8,17 +8,25 @@
 
 #include "machnet/stack/core/base.h"
 
+#define MN_RNG_STEP UINT64_C(0x9e3779b97f4a7c15)
+
 struct mn_rng {
     uint64_t state;
 };
 
 static inline uint64_t mn_rng_next(struct mn_rng *r)
 {
-    uint64_t z = (r->state += UINT64_C(0x9e3779b97f4a7c15));
+    uint64_t z = (r->state += MN_RNG_STEP);
 
     z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
     z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
     return z ^ (z >> 31);
+}
+
+/* As if a number were drawn. */
+static inline void mn_rng_skip(struct mn_rng *r)
+{
+    r->state += MN_RNG_STEP;
 }
 
 /* The stream of a name under a seed. */
@@ -43,6 +51,10 @@ static inline uint64_t mn_rng_below(struct mn_rng *r, uint64_t n)
 /* True with a probability of ppb / 1e9. Draws once, also at 0 and at 1e9. */
 static inline bool mn_rng_chance(struct mn_rng *r, uint32_t ppb)
 {
+    if (ppb == 0) {
+        mn_rng_skip(r);
+        return false;
+    }
     return mn_rng_below(r, 1000000000u) < ppb;
 }
 

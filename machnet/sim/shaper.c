@@ -178,10 +178,15 @@ static uint64_t draw_exponential(uint64_t v, uint64_t jitter_ns)
 
 static uint64_t draw_delay(struct mn_rng *r, const struct mn_shape *shape)
 {
-    uint64_t v = mn_rng_next(r);
     uint64_t jitter = shape->jitter_ns;
     int64_t off = 0;
+    uint64_t v;
 
+    if (shape->latency_kind == MN_LATENCY_FIXED) {
+        mn_rng_skip(r);
+        return shape->latency_ns;
+    }
+    v = mn_rng_next(r);
     switch (shape->latency_kind) {
     case MN_LATENCY_UNIFORM:
         off = (int64_t)((unsigned __int128)v * (2 * jitter + 1) >> 64) - (int64_t)jitter;
@@ -199,6 +204,7 @@ static uint64_t draw_delay(struct mn_rng *r, const struct mn_shape *shape)
     return off > 0 ? (uint64_t)off : 0;
 }
 
+/* A number that decides nothing is skipped, which leaves the stream where it would be. */
 static void draw(struct mn_shaper *s, uint32_t len, struct draws *d)
 {
     const struct mn_shape *shape = &s->shape;
@@ -212,7 +218,12 @@ static void draw(struct mn_shaper *s, uint32_t len, struct draws *d)
     d->reorder = mn_rng_chance(&rng[MN_FAULT_REORDER], shape->reorder_ppb);
     d->duplicate = mn_rng_chance(&rng[MN_FAULT_DUPLICATE], shape->duplicate_ppb);
     d->corrupt = mn_rng_chance(&rng[MN_FAULT_CORRUPT], shape->corrupt_ppb) && bits > 0;
-    d->bit = (uint32_t)mn_rng_below(&rng[MN_FAULT_CORRUPT], mn_max_u32(bits, 1));
+    d->bit = 0;
+    if (d->corrupt || s->force != NULL) {
+        d->bit = (uint32_t)mn_rng_below(&rng[MN_FAULT_CORRUPT], mn_max_u32(bits, 1));
+    } else {
+        mn_rng_skip(&rng[MN_FAULT_CORRUPT]);
+    }
     d->delay_ns = draw_delay(&rng[MN_FAULT_JITTER], shape);
 }
 
