@@ -338,7 +338,10 @@ int mn_check_pass(struct mn_check *c, uint32_t node, struct mn_engine *e, uint64
 
 void mn_check_forget(struct mn_check *c, uint32_t node)
 {
+    /* What has left outside of a pass may still be listed, and a flow used anew must not be. */
+    c->touched_head = c->touched_tail = MN_NIL;
     for (uint32_t i = 0; i < c->flows_high; i++) {
+        c->flows[i].touched = false;
         if (c->flows[i].live && c->flows[i].node == node) {
             flow_drop(c, &c->flows[i]);
         }

@@ -140,6 +140,9 @@ static void poll_node(struct simnode *node)
     uint64_t deadline_ns = mn_stack_due(s);
 
     node->net->stats.polls++;
+    if (MN_UNLIKELY(node->stack != s)) {
+        return; /* a rule has taken it away */
+    }
     if (node->net->check != NULL) {
         sim_check_pass(node);
     }

@@ -40,6 +40,7 @@ class Chaos(Net):
             instant_max=dice.choice([0, 1, 100, 20_000]),
             end_ns=dice.choice([0, 0, 0, 1, 5 * S, 1 << 62, NEVER]),
         )
+        assert lib.mn_simnet_checks(self.c, dice.random() < 0.5) == 0
         self.hosts: list[Host] = []
         self.raws: list[int] = []
         self.links = 0

@@ -407,6 +407,25 @@ def test_no_more_connections_than_there_is_room_for() -> None:
     assert out.flows_live == 0
 
 
+def test_a_flow_that_is_forgotten_and_used_anew_is_looked_at_once() -> None:
+    def send(check: Any, node: int, ports: range) -> None:
+        for port in ports:
+            frame = tcp_frame(port, 1, flags="S", ack=0)
+            assert lib.mn_check_frame(check, node, frame, len(frame), 0) == 0
+
+    check = ffi.gc(lib.mn_check_new(0), lib.mn_check_free)
+    with Net() as net:
+        host = net.host()
+        engine = ffi.cast("struct mn_engine **", host.stack)[0]  # the first member
+        send(check, 0, range(1, 4))
+        lib.mn_check_forget(check, 0)
+        send(check, 1, range(1, 4))
+        assert lib.mn_check_pass(check, 1, engine, 0) == 0
+    out = ffi.new("struct mn_check_stats *")
+    lib.mn_check_get_stats(check, out)
+    assert (out.looks, out.flows_live) == (3, 0)
+
+
 # --- applications ---------------------------------------------------------------------------------
 
 

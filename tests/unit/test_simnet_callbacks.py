@@ -6,7 +6,8 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from simnet_kit import MS, Net, S
+import pytest
+from simnet_kit import MS, NEVER, Net, S
 
 from machnet._native import ffi, lib
 
@@ -65,3 +66,18 @@ def test_a_channel_is_not_closed_in_a_rule() -> None:
         assert said
         assert set(said) == {-errno.EBUSY}
         lib.mn_simnet_rule(net.c, 0, 2, ffi.NULL, ffi.NULL)
+
+
+@pytest.mark.parametrize("checks", [False, True])
+def test_a_rule_may_take_away_the_engine_that_is_sending(checks: bool) -> None:
+    with Net() as net:
+        assert lib.mn_simnet_checks(net.c, checks) == 0
+        a, b = net.pair(latency_ns=MS)
+
+        def rule(_frame: Any) -> int:
+            return int(lib.mn_simnet_bind(net.c, a.node, ffi.NULL))
+
+        net.rule(0, 0, rule)
+        assert lib.mn_chan_connect(a.attach(), a.ip, 0, b.ip, 7, lib.MN_PROTO_TCP, 30_000) > 0
+        assert net.advance(S) == 0
+        assert lib.mn_simnet_next(net.c) == NEVER
