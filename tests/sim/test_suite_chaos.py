@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import suite_chaos
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,10 @@ from suite_chaos import Job
 
 from machnet.sim.faults import Fault
 
-EXAMPLES = 5000 if "MACHNET_NIGHTLY" in os.environ else 150
+# Hypothesis may take five minutes to reduce what it found.
+pytestmark = pytest.mark.timeout(3600 if "MACHNET_NIGHTLY" in os.environ else 900)
+
+EXAMPLES = 5000 if "MACHNET_NIGHTLY" in os.environ else 100
 SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
 WORK = st.lists(suite_chaos.jobs(), min_size=1, max_size=5)
 
