@@ -155,7 +155,7 @@ def test_it_says_what_it_is_and_under_which_licence(wheel: Path, repo: Path) -> 
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert licence == (repo / "LICENSE").read_bytes()
     needs = {line.split(">")[0] for line in metadata.get_all("Requires-Dist")}
-    assert needs == {"cffi", "click", "rich", "msgspec", "pyroute2"}
+    assert needs == {"cffi", "click", "rich", "msgspec", "pcapy-ng", "pyroute2"}
     assert all(f"{command} = machnet.cli." in entries for command in COMMANDS)
 
 
