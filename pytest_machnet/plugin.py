@@ -101,6 +101,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     seeds.remember(config, run.base)
     distributed = config.pluginmanager.hasplugin("dsession")
     if distributed and not run.settings.explicit and config.get_verbosity() >= 0:
+        terminalreporter.write_sep("=", "machnet")  # else it would be part of the last failure
         terminalreporter.write_line(report.header(run))
 
 

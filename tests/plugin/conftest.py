@@ -11,12 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-@pytest.fixture(autouse=True)
-def _no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In CI hypothesis draws the same examples whatever the seed; pytest writes other summaries."""
-    monkeypatch.delenv("CI", raising=False)
-
-
 @pytest.fixture
 def inner(pytester: pytest.Pytester) -> Callable[..., Any]:
     """Runs pytest on a test file, in this process: for what makes no network."""
