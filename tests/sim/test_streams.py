@@ -99,3 +99,20 @@ def test_a_lost_acknowledgement_is_no_round_trip() -> None:
         assert after.retransmits == before.retransmits + 1
         assert after.send_queue == 0
         assert after.srtt_us == before.srtt_us < 3000
+
+
+@pytest.mark.skipif(
+    bool(os.environ.get("MACHNET_TEST_SANITIZED")), reason="2 GiB take a sanitized build a minute"
+)
+def test_more_than_2_gib_on_one_connection() -> None:
+    """Numbers that are half the sequence space from the first one break no invariant."""
+    with Network(seed=1) as net:
+        a, b = net.host("10.0.0.1"), net.host("10.0.0.2")
+        net.link(a, b)
+        server, client = b.attach(), a.attach()
+        server.listen(b.ip, 7, protocol="tcp")
+        flow = client.connect(a.ip, b.ip, 7, protocol="tcp", timeout=5)
+        data = bytes(4 << 20)
+        for _ in range(2048 // 4 + 8):
+            client.send(flow, data, timeout=5)
+            assert len(server.recv(timeout=5).data) == len(data)
