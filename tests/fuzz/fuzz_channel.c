@@ -232,7 +232,11 @@ static struct mn_ring_idx *ring(const struct fuzz *z, uint8_t b)
     return rings[b % MN_ARRAY_LEN(rings)];
 }
 
-/* Moves an index: either side's, of any ring. More than a whole ring of news is a lie. */
+/*
+ * Moves an index: either side's, of any ring. More than a whole ring of news is a lie, once the
+ * engine looks: it does so only when it has read all that it knew of, and by then the same index
+ * may be a possible one.
+ */
 static void poke_index(struct fuzz *z)
 {
     uint8_t b = fz_u8(&z->in);
@@ -243,7 +247,7 @@ static void poke_index(struct fuzz *z)
 
     atomic_store(word, (b & 2) != 0 ? fz_u32(&z->in) : atomic_load(word) + fz_delta(&z->in));
     for (uint32_t i = 0; i < MN_ARRAY_LEN(read); i++) {
-        if (atomic_load(&read[i]->idx->tail) - read[i]->pos > read[i]->mask + 1) {
+        if (atomic_load(&read[i]->idx->tail) - read[i]->limit > read[i]->mask + 1) {
             must_die(z);
         }
     }
