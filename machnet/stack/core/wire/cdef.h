@@ -216,3 +216,47 @@ uint32_t mn_tcp_emit(uint8_t *p, const struct mn_tcp_repr *r);
 void mn_tcp_csum_fill(uint8_t *p, uint32_t hdr_len, uint32_t src, uint32_t dst,
                       uint32_t payload_len, uint32_t payload_sum);
 void mn_tcp_csum_seed(uint8_t *p, uint32_t src, uint32_t dst, uint32_t len);
+
+#define MN_MNP_HLEN    ...
+#define MN_MNP_MSS     ...
+#define MN_MNP_MSS_MIN ...
+#define MN_MNP_MSS_MAX ...
+#define MN_MNP_MARKER  ...
+#define MN_MNP_VERSION ...
+#define MN_MNP_F_ALL   ...
+
+struct mn_mnp {
+    uint8_t kind;
+    uint8_t msg_flags;
+    uint32_t seq;
+    uint32_t ack;
+    uint32_t word12;
+    uint8_t version;
+    uint16_t feats;
+    uint16_t mss;
+    uint16_t syn_wnd;
+    uint64_t sack[4];
+    uint16_t wnd;
+    uint32_t tsval, tsecr;
+    uint32_t hdr_len;
+    const uint8_t *payload;
+    uint32_t payload_len;
+    ...;
+};
+struct mn_mnp_repr {
+    uint8_t kind;
+    uint8_t msg_flags;
+    bool ext;
+    uint32_t seq;
+    uint32_t ack;
+    uint32_t word12;
+    uint8_t version;
+    uint16_t feats;
+    uint16_t mss;
+    uint16_t wnd;
+    const uint64_t *sack;
+    uint32_t tsval, tsecr;
+    ...;
+};
+int mn_mnp_parse(const uint8_t *p, uint32_t len, struct mn_mnp *out);
+uint32_t mn_mnp_emit(uint8_t *p, const struct mn_mnp_repr *r);

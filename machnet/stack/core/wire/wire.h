@@ -15,6 +15,7 @@
 #include "eth.h"
 #include "icmp.h"
 #include "ipv4.h"
+#include "mnp.h"
 #include "tcp.h"
 #include "tcp_opts.h"
 #include "udp.h"
