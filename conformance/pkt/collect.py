@@ -94,7 +94,7 @@ class PktItem(pytest.Item):
         self, *, script: Script | None, problem: ScriptError | None, arm: str, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self._script, self._problem, self._arm = script, problem, arm
+        self._script, self._problem, self.arm = script, problem, arm
         real_time = arm == "linux" and problem is None
         reruns = self.config.pluginmanager.hasplugin("rerunfailures")
         if real_time and reruns and os.environ.get("CI"):
@@ -107,20 +107,20 @@ class PktItem(pytest.Item):
             raise self._problem
         script = self._script
         assert script is not None
-        if script.arms is not None and self._arm not in script.arms:
+        if script.arms is not None and self.arm not in script.arms:
             pytest.skip(f"for {', '.join(script.arms)} only: {script.arms_reason}")
-        if (why := unavailable(self._arm)) is not None:
+        if (why := unavailable(self.arm)) is not None:
             pytest.skip(f"no Linux host can be made here: {why}")
         option = self.config.getoption
         try:
             run(
-                script, self._arm, allow_shell=option("--machnet-pkt-allow-shell"),
+                script, self.arm, allow_shell=option("--machnet-pkt-allow-shell"),
                 kernel_defaults=option("--machnet-pkt-kernel-defaults"),
             )  # fmt: skip
         except ArmUnsupportedError as error:
             if option("--machnet-pkt-arm") != "both":
                 raise
-            pytest.skip(f"{self._arm}: {error.what} (line {error.where.line})")
+            pytest.skip(f"{self.arm}: {error.what} (line {error.where.line})")
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """A script's failure speaks for itself; whatever else is shown as pytest shows it."""

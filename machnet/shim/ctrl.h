@@ -31,8 +31,8 @@ enum mn_ctrl_op {
     MN_CTRL_ATTACH = 2, /* geo: wishes, a zero field is the sidecar's choice; flags. The reply
                            carries descriptors: memfd, wake, then one kick per lane */
     MN_CTRL_DETACH = 3, /* channel, value = linger in ms (MN_LINGER_DEFAULT) */
-    MN_CTRL_ADMIN = 4,  /* a JSON object of payload_bytes follows this struct in the same packet. The
-                           reply's descriptor is a memfd with the JSON answer (value: its bytes) */
+    MN_CTRL_ADMIN = 4, /* a JSON object of payload_bytes follows this struct in the same packet. The
+                          reply's descriptor is a memfd with the JSON answer (value: its bytes) */
 };
 
 struct mn_ctrl_req {
@@ -65,7 +65,7 @@ struct mn_ctrl_rep {
     uint32_t n_fds; /* descriptors that come with this reply */
     struct mn_chan_geometry geo;
     uint32_t chan_version;
-    uint32_t pid; /* the sidecar's */
+    uint32_t pid;                /* the sidecar's */
     char why[MN_CTRL_WHY_BYTES]; /* for people, when status is not 0; ends with a zero byte */
     uint8_t pad[32];
 };

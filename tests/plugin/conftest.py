@@ -3,12 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+# What is Python through and through (options, reports, the guard, other plugins) runs no C that the
+# rest of the suite does not run: a sanitizer build, in which a run of pytest takes seconds to start,
+# goes without.
+collect_ignore = (
+    ["test_failure.py", "test_guard.py", "test_options.py", "test_others.py"]
+    if "MACHNET_TEST_SANITIZED" in os.environ
+    else []
+)
 
 
 @pytest.fixture
