@@ -230,7 +230,8 @@ static int look_flight(struct mn_check *c, const struct mn_ck_flow *f, struct mn
 static int look(struct mn_check *c, struct mn_ck_flow *f, struct mn_engine *e, uint64_t now_ns)
 {
     uint32_t last_hit = e->last_hit;
-    const struct mn_tcb *t = mn_flow_find(e, f->laddr, f->lport, f->raddr, f->rport);
+    const struct mn_tcb *t =
+        mn_flow_find(e, MN_IPPROTO_TCP, f->laddr, f->lport, f->raddr, f->rport);
     char what[512];
     struct mn_ck k = {.engine = e, .text = what, .size = sizeof(what)};
     int rc = 0;

@@ -250,7 +250,7 @@ static bool check_connections(struct mn_ck *k, struct mn_engine *e, struct total
         }
         MN_CK_SUB(check_sequence(k, t));
         MN_CK_SUB(check_timers_or_owner(k, t));
-        MN_CK(k, mn_flow_find(e, t->laddr, t->lport, t->raddr, t->rport) == t);
+        MN_CK(k, mn_flow_find(e, mn_tcb_l4(t), t->laddr, t->lport, t->raddr, t->rport) == t);
         e->last_hit = last_hit; /* looking has changed nothing */
     }
     k->tcb = NULL;

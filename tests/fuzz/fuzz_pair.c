@@ -91,8 +91,8 @@ static const struct mn_tcb *tcb_of_frame(const struct fuzz *z, uint32_t i, const
     uint16_t src = mn_rd16be(tcp), dst = mn_rd16be(tcp + 2);
     uint32_t near = z->host[i].cfg.ip, far = z->host[1 - i].cfg.ip;
 
-    return there ? mn_flow_find(z->host[1 - i].e, far, dst, near, src)
-                 : mn_flow_find(z->host[i].e, near, src, far, dst);
+    return there ? mn_flow_find(z->host[1 - i].e, MN_IPPROTO_TCP, far, dst, near, src)
+                 : mn_flow_find(z->host[i].e, MN_IPPROTO_TCP, near, src, far, dst);
 }
 
 static bool is_tcp(const struct fz_frame *f)
@@ -353,8 +353,8 @@ static void op(struct fuzz *z)
 
 static const struct mn_tcb *tcb_of(const struct fuzz *z, uint32_t i, const struct fz_flow *f)
 {
-    return mn_flow_find(z->host[i].e, z->host[i].cfg.ip, f->local_port, z->host[1 - i].cfg.ip,
-                        f->remote_port);
+    return mn_flow_find(z->host[i].e, MN_IPPROTO_TCP, z->host[i].cfg.ip, f->local_port,
+                        z->host[1 - i].cfg.ip, f->remote_port);
 }
 
 static bool alive(const struct fz_app *a, const struct fz_flow *f)

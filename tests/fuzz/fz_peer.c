@@ -171,7 +171,8 @@ static void on_tcp(struct fz_peer *p, const struct mn_ipv4 *ip, const struct mn_
         return;
     }
     /* Until its SYN is out, a new connection may still answer what looks like the old one's. */
-    const struct mn_tcb *t = mn_flow_find(p->h->e, p->h->cfg.ip, c->engine_port, c->ip, c->port);
+    const struct mn_tcb *t =
+        mn_flow_find(p->h->e, MN_IPPROTO_TCP, p->h->cfg.ip, c->engine_port, c->ip, c->port);
     bool settled = t != NULL && t->state >= MN_TCP_ESTABLISHED;
     bool scaled = settled && (t->flags & MN_TF_WSCALE) != 0 && (tcp->flags & MN_TCP_SYN) == 0;
     uint32_t wnd = (uint32_t)tcp->wnd << (scaled ? c->wscale : 0);

@@ -149,6 +149,17 @@ static inline struct mn_tcb *mn_tcb_at(const struct mn_engine *e, uint32_t i)
     return &e->tcbs[i];
 }
 
+/* Both transports use the connection block; one of mnp has a struct mn_mcb besides. */
+static inline uint8_t mn_tcb_l4(const struct mn_tcb *t)
+{
+    return t->mcb == MN_NIL ? MN_IPPROTO_TCP : MN_IPPROTO_UDP;
+}
+
+static inline uint8_t mn_proto_l4(uint32_t proto)
+{
+    return proto == MN_PROTO_UDP ? MN_IPPROTO_UDP : MN_IPPROTO_TCP;
+}
+
 static inline uint32_t mn_tcb_index(const struct mn_engine *e, const struct mn_tcb *t)
 {
     return (uint32_t)(t - e->tcbs);
@@ -196,15 +207,17 @@ void mn_udp_rx(struct mn_engine *e, const struct mn_ipv4 *ip, const uint8_t *ip_
                bool dst_is_group, bool csum_known);
 
 /* flow.c: connections and listeners by address. */
-struct mn_tcb *mn_flow_find(struct mn_engine *e, uint32_t laddr, uint16_t lport, uint32_t raddr,
-                            uint16_t rport);
+/* l4: MN_IPPROTO_TCP or MN_IPPROTO_UDP (mnp). */
+struct mn_tcb *mn_flow_find(struct mn_engine *e, uint8_t l4, uint32_t laddr, uint16_t lport,
+                            uint32_t raddr, uint16_t rport);
 void mn_flow_insert(struct mn_engine *e, struct mn_tcb *t);
 void mn_flow_remove(struct mn_engine *e, struct mn_tcb *t);
-uint32_t mn_listener_find(struct mn_engine *e, uint32_t ip, uint16_t port);
+uint32_t mn_listener_find(struct mn_engine *e, uint8_t l4, uint32_t ip, uint16_t port);
 /* id > 0, or -EADDRINUSE, -ENOBUFS. */
 int64_t mn_listener_add(struct mn_engine *e, uint32_t ip, uint16_t port, uint8_t proto,
                         uint32_t lane, uint32_t backlog);
 void mn_listener_remove(struct mn_engine *e, uint32_t index);
-int32_t mn_port_choose(struct mn_engine *e, uint32_t laddr, uint32_t raddr, uint16_t rport);
+int32_t mn_port_choose(struct mn_engine *e, uint8_t l4, uint32_t laddr, uint32_t raddr,
+                       uint16_t rport);
 
 #endif

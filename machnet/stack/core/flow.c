@@ -3,41 +3,46 @@
  * local ports. */
 #include "engine_int.h"
 
-enum { USE_TABLE = 1, USE_LISTEN = 2, USE_PORT = 3 };
+enum { USE_TABLE = 1, USE_LISTEN = 2, USE_PORT = 3, USE_TABLE_UDP = 4 };
 
 #define PORT_FIRST 32768u
 #define PORT_COUNT 28232u /* up to 60999, Linux's range */
 #define PORT_TRIES                                                                                 \
     1024u /* then nearly all of them are taken, and the search must not hold up a pass */
 
-static uint32_t flow_bucket(const struct mn_engine *e, uint32_t laddr, uint16_t lport,
+/* Connections of both transports are in one table; the same addresses and ports may stand for one
+ * of each. */
+static uint32_t flow_bucket(const struct mn_engine *e, uint8_t l4, uint32_t laddr, uint16_t lport,
                             uint32_t raddr, uint16_t rport)
 {
-    return (uint32_t)mn_siphash_flow(e->key, laddr, lport, raddr, rport, USE_TABLE) & e->flow_mask;
+    uint8_t use = l4 == MN_IPPROTO_TCP ? USE_TABLE : USE_TABLE_UDP;
+
+    return (uint32_t)mn_siphash_flow(e->key, laddr, lport, raddr, rport, use) & e->flow_mask;
 }
 
-static bool flow_is(const struct mn_tcb *t, uint32_t laddr, uint16_t lport, uint32_t raddr,
-                    uint16_t rport)
+static bool flow_is(const struct mn_tcb *t, uint8_t l4, uint32_t laddr, uint16_t lport,
+                    uint32_t raddr, uint16_t rport)
 {
-    return t->raddr == raddr && t->rport == rport && t->lport == lport && t->laddr == laddr;
+    return t->raddr == raddr && t->rport == rport && t->lport == lport && t->laddr == laddr &&
+           mn_tcb_l4(t) == l4;
 }
 
-struct mn_tcb *mn_flow_find(struct mn_engine *e, uint32_t laddr, uint16_t lport, uint32_t raddr,
-                            uint16_t rport)
+struct mn_tcb *mn_flow_find(struct mn_engine *e, uint8_t l4, uint32_t laddr, uint16_t lport,
+                            uint32_t raddr, uint16_t rport)
 {
     if (e->last_hit != MN_NIL) {
         struct mn_tcb *t = mn_tcb_at(e, e->last_hit);
 
-        if (MN_LIKELY(flow_is(t, laddr, lport, raddr, rport))) {
+        if (MN_LIKELY(flow_is(t, l4, laddr, lport, raddr, rport))) {
             return t;
         }
     }
-    uint32_t link = e->flow_buckets[flow_bucket(e, laddr, lport, raddr, rport)];
+    uint32_t link = e->flow_buckets[flow_bucket(e, l4, laddr, lport, raddr, rport)];
 
     while (link != 0) {
         struct mn_tcb *t = mn_tcb_at(e, link - 1);
 
-        if (flow_is(t, laddr, lport, raddr, rport)) {
+        if (flow_is(t, l4, laddr, lport, raddr, rport)) {
             e->last_hit = link - 1;
             return t;
         }
@@ -48,7 +53,7 @@ struct mn_tcb *mn_flow_find(struct mn_engine *e, uint32_t laddr, uint16_t lport,
 
 void mn_flow_insert(struct mn_engine *e, struct mn_tcb *t)
 {
-    uint32_t b = flow_bucket(e, t->laddr, t->lport, t->raddr, t->rport);
+    uint32_t b = flow_bucket(e, mn_tcb_l4(t), t->laddr, t->lport, t->raddr, t->rport);
 
     t->hash_next = e->flow_buckets[b];
     e->flow_buckets[b] = mn_tcb_index(e, t) + 1;
@@ -58,7 +63,8 @@ void mn_flow_insert(struct mn_engine *e, struct mn_tcb *t)
 void mn_flow_remove(struct mn_engine *e, struct mn_tcb *t)
 {
     uint32_t me = mn_tcb_index(e, t);
-    uint32_t *at = &e->flow_buckets[flow_bucket(e, t->laddr, t->lport, t->raddr, t->rport)];
+    uint32_t *at =
+        &e->flow_buckets[flow_bucket(e, mn_tcb_l4(t), t->laddr, t->lport, t->raddr, t->rport)];
 
     if ((t->flags & MN_TF_HASHED) == 0) {
         return;
@@ -79,14 +85,14 @@ static uint32_t listen_bucket(const struct mn_engine *e, uint16_t port)
     return (uint32_t)mn_siphash2(e->key, port, USE_LISTEN) & e->listen_mask;
 }
 
-static uint32_t listener_exact(const struct mn_engine *e, uint32_t ip, uint16_t port)
+static uint32_t listener_exact(const struct mn_engine *e, uint8_t l4, uint32_t ip, uint16_t port)
 {
     uint32_t link = e->listen_buckets[listen_bucket(e, port)];
 
     while (link != 0) {
         const struct mn_listener *l = &e->listeners[link - 1];
 
-        if (l->port == port && l->ip == ip) {
+        if (l->port == port && l->ip == ip && mn_proto_l4(l->proto) == l4) {
             return link - 1;
         }
         link = l->hash_next;
@@ -95,17 +101,18 @@ static uint32_t listener_exact(const struct mn_engine *e, uint32_t ip, uint16_t 
 }
 
 /* A listener on the address itself goes before one on any address. */
-uint32_t mn_listener_find(struct mn_engine *e, uint32_t ip, uint16_t port)
+uint32_t mn_listener_find(struct mn_engine *e, uint8_t l4, uint32_t ip, uint16_t port)
 {
-    uint32_t i = listener_exact(e, ip, port);
+    uint32_t i = listener_exact(e, l4, ip, port);
 
-    return i != MN_NIL ? i : listener_exact(e, 0, port);
+    return i != MN_NIL ? i : listener_exact(e, l4, 0, port);
 }
 
 /* One application may not take what another listens to on all addresses, or the other way round. */
-static bool taken_by_other(const struct mn_engine *e, uint32_t ip, uint16_t port, uint32_t lane)
+static bool taken_by_other(const struct mn_engine *e, uint8_t l4, uint32_t ip, uint16_t port,
+                           uint32_t lane)
 {
-    uint32_t i = listener_exact(e, ip == 0 ? e->cfg.ip : 0, port);
+    uint32_t i = listener_exact(e, l4, ip == 0 ? e->cfg.ip : 0, port);
 
     return i != MN_NIL && e->listeners[i].lane != lane;
 }
@@ -113,7 +120,9 @@ static bool taken_by_other(const struct mn_engine *e, uint32_t ip, uint16_t port
 int64_t mn_listener_add(struct mn_engine *e, uint32_t ip, uint16_t port, uint8_t proto,
                         uint32_t lane, uint32_t backlog)
 {
-    if (listener_exact(e, ip, port) != MN_NIL || taken_by_other(e, ip, port, lane)) {
+    uint8_t l4 = mn_proto_l4(proto);
+
+    if (listener_exact(e, l4, ip, port) != MN_NIL || taken_by_other(e, l4, ip, port, lane)) {
         return -EADDRINUSE;
     }
     uint32_t i = mn_pool_get(&e->listener_pool);
@@ -157,7 +166,8 @@ void mn_listener_remove(struct mn_engine *e, uint32_t index)
  * one destination do not repeat soon and tell nothing about those to another. The counter moves by
  * a small random step.
  */
-int32_t mn_port_choose(struct mn_engine *e, uint32_t laddr, uint32_t raddr, uint16_t rport)
+int32_t mn_port_choose(struct mn_engine *e, uint8_t l4, uint32_t laddr, uint32_t raddr,
+                       uint16_t rport)
 {
     uint32_t base = (uint32_t)mn_siphash_flow(e->key, laddr, 0, raddr, rport, USE_PORT);
 
@@ -165,8 +175,8 @@ int32_t mn_port_choose(struct mn_engine *e, uint32_t laddr, uint32_t raddr, uint
     for (uint32_t n = 0; n < PORT_TRIES; n++) {
         uint16_t port = (uint16_t)(PORT_FIRST + (base + e->port_offset + n) % PORT_COUNT);
 
-        if (mn_flow_find(e, laddr, port, raddr, rport) == NULL &&
-            mn_listener_find(e, laddr, port) == MN_NIL) {
+        if (mn_flow_find(e, l4, laddr, port, raddr, rport) == NULL &&
+            mn_listener_find(e, l4, laddr, port) == MN_NIL) {
             return port;
         }
     }

@@ -180,6 +180,7 @@ struct mn_tcb {
     uint32_t lane, slot;  /* the user's */
     uint32_t listener;    /* index, while half open */
     uint32_t listener_id; /* tells whether that listener still is the one */
+    uint32_t mcb;         /* the rest of a connection of mnp (mnp.h); MN_NIL: TCP */
 };
 static_assert(sizeof(struct mn_tcb) <= 640, "an idle connection must stay small");
 

@@ -21,7 +21,7 @@ struct mn_tcb *mn_tcb_alloc(struct mn_engine *e)
     memset(t, 0, sizeof(*t));
     t->out_next = t->out_prev = t->age_next = t->age_prev = MN_NIL;
     t->ooo_head = t->sack_head = MN_NIL;
-    t->nbr = t->lane = t->slot = t->listener = MN_NIL;
+    t->nbr = t->lane = t->slot = t->listener = t->mcb = MN_NIL;
     t->timer.kind = MN_TIMER_TCB;
     t->ttl = e->cfg.ttl;
     t->tos = (uint8_t)(e->cfg.dscp << 2);
@@ -313,14 +313,14 @@ int mn_tcp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uin
         }
     }
     if (lport == 0) {
-        int32_t port = mn_port_choose(e, laddr, raddr, rport);
+        int32_t port = mn_port_choose(e, MN_IPPROTO_TCP, laddr, raddr, rport);
 
         if (port < 0) {
             return port;
         }
         lport = (uint16_t)port;
     }
-    if (mn_flow_find(e, laddr, lport, raddr, rport) != NULL) {
+    if (mn_flow_find(e, MN_IPPROTO_TCP, laddr, lport, raddr, rport) != NULL) {
         return -EADDRINUSE;
     }
     if (laddr == raddr && lport == rport) {

@@ -107,7 +107,7 @@ static bool time_wait_reuse(struct mn_engine *e, struct mn_tcb *t, const struct 
     if ((t->flags & MN_TF_TS) != 0 && s->opts.has_ts) {
         newer = mn_seq_gt(s->opts.tsval, t->ts_recent) || (s->opts.tsval == t->ts_recent && newer);
     }
-    if (!newer || mn_listener_find(e, s->dst, s->dport) == MN_NIL) {
+    if (!newer || mn_listener_find(e, MN_IPPROTO_TCP, s->dst, s->dport) == MN_NIL) {
         return false;
     }
     e->stats.tcp_time_wait_reused++;
@@ -119,7 +119,7 @@ static bool time_wait_reuse(struct mn_engine *e, struct mn_tcb *t, const struct 
 
 static void dispatch(struct mn_engine *e, struct mn_seg *s)
 {
-    struct mn_tcb *t = mn_flow_find(e, s->dst, s->dport, s->src, s->sport);
+    struct mn_tcb *t = mn_flow_find(e, MN_IPPROTO_TCP, s->dst, s->dport, s->src, s->sport);
 
     if (t != NULL && (t->state != MN_TCP_TIME_WAIT || !time_wait_reuse(e, t, s))) {
         if (MN_UNLIKELY(t->state == MN_TCP_SYN_SENT)) {
@@ -129,7 +129,7 @@ static void dispatch(struct mn_engine *e, struct mn_seg *s)
         }
         return;
     }
-    uint32_t listener = mn_listener_find(e, s->dst, s->dport);
+    uint32_t listener = mn_listener_find(e, MN_IPPROTO_TCP, s->dst, s->dport);
     if (listener != MN_NIL) {
         mn_tcp_listen_rx(e, listener, s);
         e->isn_has_floor = false;
@@ -215,7 +215,7 @@ void mn_tcp_rx(struct mn_engine *e, struct mn_pkt *pkt, const struct mn_ipv4 *ip
 /* RFC 5927: only about something in flight. */
 static struct mn_tcb *icmp_target(struct mn_engine *e, const struct mn_icmp_quote *q)
 {
-    struct mn_tcb *t = mn_flow_find(e, q->src, q->sport, q->dst, q->dport);
+    struct mn_tcb *t = mn_flow_find(e, MN_IPPROTO_TCP, q->src, q->sport, q->dst, q->dport);
 
     if (t == NULL || t->state == MN_TCP_TIME_WAIT || mn_seq_lt(q->seq, t->snd_una) ||
         !mn_seq_lt(q->seq, t->snd_nxt)) {
@@ -291,7 +291,7 @@ void mn_tcp_icmp_error(struct mn_engine *e, const struct mn_icmp *icmp,
 void mn_tcp_unreachable(struct mn_engine *e, uint32_t laddr, uint16_t lport, uint32_t raddr,
                         uint16_t rport)
 {
-    struct mn_tcb *t = mn_flow_find(e, laddr, lport, raddr, rport);
+    struct mn_tcb *t = mn_flow_find(e, MN_IPPROTO_TCP, laddr, lport, raddr, rport);
 
     if (t == NULL) {
         return;
