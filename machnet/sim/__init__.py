@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from machnet.sim.faulty import Faulty
     from machnet.sim.kernel_host import KernelHost, KernelHostError
+    from machnet.sim.linknic import LinkNic
     from machnet.sim.links import GilbertElliott, Link, LinkDirection
     from machnet.sim.netbase import EventuallyError
     from machnet.sim.network import Network
@@ -50,6 +51,7 @@ __all__ = [
     "KernelHostError",
     "Link",
     "LinkDirection",
+    "LinkNic",
     "Network",
     "PacketRecord",
     "Partition",
@@ -85,6 +87,7 @@ _HOMES = {
     "KernelHostError": "machnet.sim.kernel_host",
     "Link": "machnet.sim.links",
     "LinkDirection": "machnet.sim.links",
+    "LinkNic": "machnet.sim.linknic",
     "Network": "machnet.sim.network",
     "PASS": "machnet.sim.rules",
     "PacketRecord": "machnet.sim.records",

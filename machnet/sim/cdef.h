@@ -120,6 +120,39 @@ void mn_tap_get_stats(const struct mn_nic *nic, struct mn_tap_stats *out);
 const char *mn_tap_name(const struct mn_nic *nic);
 bool mn_tap_kernel_mac(const struct mn_nic *nic, uint8_t mac[6]);
 
+#define MN_LINKNIC_ERR_BYTES ...
+
+struct mn_linknic_config {
+    const char *path;
+    uint32_t mtu;
+    uint8_t mac[6];
+    uint32_t pool_pkts;
+    ...;
+};
+
+struct mn_linknic_stats {
+    uint64_t rx_frames;
+    uint64_t rx_bytes;
+    uint64_t rx_msgs;
+    uint64_t rx_no_pkt;
+    uint64_t rx_bad;
+    uint64_t tx_frames;
+    uint64_t tx_bytes;
+    uint64_t tx_msgs;
+    uint64_t tx_full;
+    uint64_t tx_no_peer;
+    uint64_t tx_stalled;
+    uint64_t tx_errors;
+    uint64_t peers;
+    uint32_t peer_mtu;
+    int last_errno;
+    ...;
+};
+
+int mn_linknic_open(const struct mn_linknic_config *cfg, struct mn_nic **out, char *err, size_t errlen);
+void mn_linknic_close(struct mn_nic *nic);
+void mn_linknic_get_stats(const struct mn_nic *nic, struct mn_linknic_stats *out);
+
 int mn_vnet_check(const uint8_t *hdr, uint8_t *frame, uint32_t len, struct mn_pkt_meta *meta);
 
 struct mn_pcapng_config {

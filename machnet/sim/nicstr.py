@@ -15,6 +15,7 @@ from typing import NoReturn
 #: What each driver expects behind the colon.
 SCHEMES = {
     "dpdk": "dpdk:NAME, an interface name or a PCI address",
+    "link": "link:PATH, a UNIX socket whose other end is another process's NIC",
     "pcap": "pcap:IN[,OUT], a capture to be replayed, and a file for the answers",
     "tap": "tap:NAME, the TAP interface to attach to or to make",
     "wire": "wire:NAME, a NIC in memory",

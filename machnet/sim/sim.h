@@ -6,6 +6,7 @@
 #include "capture.h"
 #include "check.h"
 #include "faultnic.h"
+#include "linknic.h"
 #include "nickit.h"
 #include "pcapng.h"
 #include "pcapnic.h"

@@ -411,6 +411,10 @@ def with_faults(nic: Nic, spec: NicSpec) -> Nic:
 def _open_driver(parsed: NicSpec, mtu: int | None) -> Nic:
     if parsed.scheme == "tap":
         return Tap(parsed.rest, mtu=mtu, offload=not parsed.faults)
+    if parsed.scheme == "link":
+        from machnet.sim.linknic import LinkNic
+
+        return LinkNic(parsed.rest, mtu=mtu or 1500)
     if parsed.scheme == "pcap":
         from machnet.sim.pcap import Pcap
 

@@ -36,8 +36,8 @@ def test_accepted(text: str, scheme: str, rest: str) -> None:
     [
         ("", "it names no NIC: dpdk:NAME"),
         ("tap:", "it names no NIC: tap:NAME"),
-        (":mn0", "there is no driver '': it is dpdk, pcap, tap or wire"),
-        ("tun:mn0", "there is no driver 'tun': it is dpdk, pcap, tap or wire"),
+        (":mn0", "there is no driver '': it is dpdk, link, pcap, tap or wire"),
+        ("tun:mn0", "there is no driver 'tun': it is dpdk, link, pcap, tap or wire"),
         ("TAP:mn0", "there is no driver 'TAP'"),
         ("tap:sixteen-bytes-xx", "at most 15 bytes"),
         ("tap:ä" + "x" * 14, "at most 15 bytes"),
