@@ -100,6 +100,13 @@ def emit(root: Path, output: Path, depfile: Path) -> None:
     depfile.write_text(f"{output.name}: {names}\n", encoding="utf-8")
 
 
+def _installed(path: Path) -> bool:
+    """Whether a file is for the run-time."""
+    if path == Path(__file__).resolve():
+        return False
+    return path.suffix in {".py", ".pyi", ".lua"} or path.name == "py.typed"
+
+
 def unwanted(package: Path) -> list[str]:
     """Paths under ``package`` that are no part of an installed wheel; directories end in ``/``."""
     names: list[str] = []
@@ -108,11 +115,9 @@ def unwanted(package: Path) -> list[str]:
         if "__pycache__" in relative.parts[:-1]:
             continue
         if path.is_dir():
-            if path.name == "__pycache__" or not any(path.rglob("*.py")):
+            if path.name == "__pycache__" or not any(_installed(one) for one in path.rglob("*")):
                 names.append(f"{relative}/")
-        elif path == Path(__file__).resolve() or not (
-            path.suffix in {".py", ".pyi"} or path.name == "py.typed"
-        ):
+        elif not _installed(path):
             names.append(str(relative))
     return names
 

@@ -13,6 +13,7 @@ import machnet
 #: Subcommand, the module whose ``main`` it is, and its line in ``machnet --help``. A command whose
 #: module is not part of this installation is not offered.
 COMMANDS = {
+    "dissector": ("machnet.cli.dissector", "Wireshark's dissector of the message protocol."),
     "demo": ("machnet.cli.demo", "Message rates between machnet and Linux's own TCP."),
 }
 

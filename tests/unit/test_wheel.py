@@ -138,7 +138,7 @@ def names_in(wheel: Path) -> list[str]:
 def test_no_source_of_the_build_is_in_it(wheel: Path) -> None:
     names = names_in(wheel)
     endings = {Path(name).suffix for name in names if ".dist-info/" not in name}
-    assert endings == {".py", ".pyi", ".so", ".typed"}
+    assert endings == {".lua", ".py", ".pyi", ".so", ".typed"}
     assert [name for name in names if name.endswith(".so")] == ["machnet/_native.abi3.so"]
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"machnet", "pytest_machnet"}
