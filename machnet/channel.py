@@ -21,6 +21,7 @@ from machnet.stack.names import parse_ip, parse_port, parse_protocol
 
 if TYPE_CHECKING:
     from machnet.config import ChannelSettings
+    from machnet.stack.lending import RemoteStack
     from machnet.stack.stack import Stack, StackCore
 
 __all__ = ["Channel", "Flow", "Listener", "Message"]
@@ -47,7 +48,7 @@ class Channel(ChannelBase):
         settings: Its sizes.
     """
 
-    def __init__(self, stack: Stack, native: Any, settings: ChannelSettings) -> None:
+    def __init__(self, stack: Stack | RemoteStack, native: Any, settings: ChannelSettings) -> None:
         super().__init__(stack, native)
         self.settings = settings
         self._buf = ffi.new("char[]", _RECV_BYTES)
@@ -505,7 +506,7 @@ class Channel(ChannelBase):
         return f"<Channel of {self.stack}{', closed' if self._closed else ''}>"
 
 
-def _finalize(native: Any, core: StackCore) -> None:
+def _finalize(native: Any, core: StackCore | RemoteStack) -> None:
     """A channel that was forgotten is closed, as if its application had exited."""
     if not core.closed:
         lib.mn_chan_close(native, _LINGER_DEFAULT)

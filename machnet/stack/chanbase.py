@@ -13,6 +13,7 @@ from machnet.errors import ConcurrentUseError, DeadlockError, os_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from machnet.stack.lending import RemoteStack
     from machnet.stack.stack import Stack
 
 __all__ = ["OF_STEPPING", "ChannelBase", "linger_to_ms", "seconds"]
@@ -30,8 +31,8 @@ _COMMAND_TIMEOUT_S = 30.0
 class ChannelBase:
     """The part of `machnet.Channel` that knows nothing of flows and messages."""
 
-    def __init__(self, stack: Stack, native: Any) -> None:
-        self.stack = stack
+    def __init__(self, stack: Stack | RemoteStack, native: Any) -> None:
+        self.stack: Stack | RemoteStack = stack
         self._native = native
         self._callback: Callable[[], None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

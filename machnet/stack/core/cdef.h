@@ -111,6 +111,7 @@ struct mn_lane_shared {
     uint32_t app_sleeps;
     uint32_t engine_sleeps;
     uint32_t closed;
+    uint32_t ip;
     ...;
 };
 

@@ -60,6 +60,19 @@ int mn_app_open(struct mn_app **out, void *mem, uint64_t mem_bytes, void *region
                 uint64_t region_bytes, mn_app_kick_fn kick, void *kick_ctx)
 {
     struct mn_chan_geometry geo;
+    int rc = mn_chan_check(region, region_bytes, &geo);
+
+    if (rc == 0 && geo.n_lanes != 1) {
+        rc = -EINVAL;
+    }
+    return rc < 0 ? rc
+                  : mn_app_open_lane(out, mem, mem_bytes, region, region_bytes, 0, kick, kick_ctx);
+}
+
+int mn_app_open_lane(struct mn_app **out, void *mem, uint64_t mem_bytes, void *region,
+                     uint64_t region_bytes, uint32_t index, mn_app_kick_fn kick, void *kick_ctx)
+{
+    struct mn_chan_geometry geo;
     struct mn_lane_layout lane;
     struct app_layout l;
     uint8_t *base = mem;
@@ -70,12 +83,12 @@ int mn_app_open(struct mn_app **out, void *mem, uint64_t mem_bytes, void *region
         return rc;
     }
     app_layout(&geo, &l);
-    if (geo.n_lanes != 1 || mn_chan_layout(&geo, &lane) < 0 || mem == NULL ||
+    if (index >= geo.n_lanes || mn_chan_layout(&geo, &lane) < 0 || mem == NULL ||
         ((uintptr_t)mem & 7) != 0 || mem_bytes < l.bytes) {
         return -EINVAL;
     }
     memset(a, 0, sizeof(*a));
-    open_rings(a, mn_chan_lane(region, &lane, 0), &lane, geo.ctl_slots);
+    open_rings(a, mn_chan_lane(region, &lane, index), &lane, geo.ctl_slots);
     a->flows = (struct app_flow *)(void *)(base + l.flows_off);
     a->tokens = (struct app_token *)(void *)(base + l.tokens_off);
     a->rx = (struct app_rx *)(void *)(base + l.rx_off);
@@ -386,6 +399,17 @@ bool mn_app_prepare_sleep(struct mn_app *a)
 void mn_app_cancel_sleep(struct mn_app *a)
 {
     atomic_store_explicit(&a->sh->app_sleeps, 0, memory_order_relaxed);
+}
+
+uint32_t mn_app_ip(const struct mn_app *a)
+{
+    return a->sh->ip;
+}
+
+void mn_app_hangup(struct mn_app *a)
+{
+    (void)mn_app_poll(a);
+    (void)app_kill(a, EPIPE);
 }
 
 int mn_app_dead(const struct mn_app *a)

@@ -5,8 +5,8 @@
  * host/), which is told by the return values. One thread per channel.
  *
  * The engine is trusted, but nothing that it writes is used unchecked: nonsense in a ring kills the
- * channel with EPROTO, which reads like a channel that the engine closed. Channels of more than one
- * lane are refused with -EINVAL for now.
+ * channel with EPROTO, which reads like a channel that the engine closed. One mn_app is one lane; a
+ * channel of several is put together by host/.
  */
 #ifndef MN_CHAN_APP_H
 #define MN_CHAN_APP_H
@@ -53,6 +53,9 @@ uint64_t mn_app_bytes(const struct mn_chan_geometry *geo);
  * more than one lane) or as mn_chan_check. */
 int mn_app_open(struct mn_app **out, void *mem, uint64_t mem_bytes, void *region,
                 uint64_t region_bytes, mn_app_kick_fn kick, void *kick_ctx);
+/* The same for lane `index` of a region of several. */
+int mn_app_open_lane(struct mn_app **out, void *mem, uint64_t mem_bytes, void *region,
+                     uint64_t region_bytes, uint32_t index, mn_app_kick_fn kick, void *kick_ctx);
 
 /* Control. Each returns a token (> 0) to poll for, or -EAGAIN (ring full, or ctl_slots answers not
  * fetched yet), -EINVAL, -EPIPE (channel closed by the engine). When an unlisten is answered,
@@ -155,6 +158,11 @@ bool mn_app_prepare_sleep(struct mn_app *a);
 void mn_app_cancel_sleep(struct mn_app *a);
 /* Bytes that a send on the flow can take now; 0 for a flow that can't be sent on. */
 uint64_t mn_app_send_room(struct mn_app *a, uint32_t flow);
+/* The engine is gone (its process died): what it had published is taken in, then the channel is
+ * dead with EPIPE. */
+void mn_app_hangup(struct mn_app *a);
+/* Address of the lane's engine, host order. */
+uint32_t mn_app_ip(const struct mn_app *a);
 int mn_app_dead(
     const struct mn_app *a); /* errno why the engine closed the channel, 0 while it lives */
 

@@ -121,6 +121,14 @@ int mn_chan_format(void *region, uint64_t region_bytes, const struct mn_chan_geo
     return 0;
 }
 
+void mn_chan_set_ip(void *region, uint32_t lane, uint32_t ip)
+{
+    const struct mn_chan_hdr *hdr = region;
+    uint8_t *at = (uint8_t *)region + sizeof(*hdr) + lane * hdr->lane_stride;
+
+    ((struct mn_lane_shared *)(void *)at)->ip = ip;
+}
+
 int mn_chan_check(const void *region, uint64_t region_bytes, struct mn_chan_geometry *geo_out)
 {
     struct mn_lane_layout l;

@@ -161,6 +161,7 @@ struct mn_lane_shared {
         engine_sleeps; /* written by the engine: kick me after publishing */
     _Alignas(MN_CACHE_LINE) _Atomic uint32_t
         closed; /* written by the engine: errno why the channel is dead, else 0 */
+    _Alignas(MN_CACHE_LINE) uint32_t ip; /* of the lane's engine, host order; fixed at format */
 };
 
 /* What a channel is made of; equal on both sides, fixed at attach. A pool, with 4 bytes more for
@@ -203,6 +204,8 @@ uint64_t mn_chan_bytes(const struct mn_chan_geometry *geo);
 /* Writes header and empty rings into zeroed memory of mn_chan_bytes(geo), aligned to MN_CACHE_LINE.
  * 0, or -EINVAL (geometry, size, alignment). Pools and slots are not touched. */
 int mn_chan_format(void *region, uint64_t region_bytes, const struct mn_chan_geometry *geo);
+/* Says in lane i of a formatted region which address its engine has. */
+void mn_chan_set_ip(void *region, uint32_t lane, uint32_t ip);
 /* Checks header against region size and this build; 0, -EPROTO (not a channel, version), -EINVAL
  * (geometry, size or alignment). */
 int mn_chan_check(const void *region, uint64_t region_bytes, struct mn_chan_geometry *geo_out);

@@ -105,8 +105,14 @@ void mn_engine_cancel_sleep(struct mn_engine *e);
 uint64_t mn_lane_priv_bytes(const struct mn_chan_geometry *geo);
 int mn_engine_attach(struct mn_engine *e, void *region, uint64_t region_bytes, void *priv,
                      uint64_t priv_bytes);
+/* The same for lane `index` of a region of several, each attached to an engine of its own. */
+int mn_engine_attach_lane(struct mn_engine *e, void *region, uint64_t region_bytes, uint32_t index,
+                          void *priv, uint64_t priv_bytes);
 /* The application is gone: what it published is still sent, its flows linger, then close. */
 int mn_engine_detach(struct mn_engine *e, uint32_t lane, uint32_t linger_ms);
+/* Why the lane is dead, as a positive errno: its application broke the rules. 0 while it lives;
+ * -ENOENT. */
+int mn_engine_lane_dead(const struct mn_engine *e, uint32_t lane);
 /* 0: the lane's memory is still needed; 1: free, the memory may go; -ENOENT. */
 int mn_engine_lane_free(struct mn_engine *e, uint32_t lane);
 

@@ -59,6 +59,18 @@ int mn_engine_attach(struct mn_engine *e, void *region, uint64_t region_bytes, v
                      uint64_t priv_bytes)
 {
     struct mn_chan_geometry geo;
+    int err = mn_chan_check(region, region_bytes, &geo);
+
+    if (err == 0 && geo.n_lanes != 1) {
+        err = -EINVAL;
+    }
+    return err != 0 ? err : mn_engine_attach_lane(e, region, region_bytes, 0, priv, priv_bytes);
+}
+
+int mn_engine_attach_lane(struct mn_engine *e, void *region, uint64_t region_bytes, uint32_t index,
+                          void *priv, uint64_t priv_bytes)
+{
+    struct mn_chan_geometry geo;
     struct mn_lane_layout layout;
     struct priv_layout p;
     uint32_t number = 0;
@@ -67,7 +79,7 @@ int mn_engine_attach(struct mn_engine *e, void *region, uint64_t region_bytes, v
     if (err != 0) {
         return err;
     }
-    if (geo.n_lanes != 1 || mn_chan_layout(&geo, &layout) != 0) {
+    if (index >= geo.n_lanes || mn_chan_layout(&geo, &layout) != 0) {
         return -EINVAL;
     }
     priv_layout(&geo, &p);
@@ -91,7 +103,7 @@ int mn_engine_attach(struct mn_engine *e, void *region, uint64_t region_bytes, v
     l->rx_reserve = geo.rx_bufs / 8;
     l->open.head = l->blocked.head = l->large.head = l->touched.head = MN_NIL;
     l->timer.kind = MN_TIMER_LANE;
-    lane_rings(l, (uint8_t *)region + sizeof(struct mn_chan_hdr), &layout);
+    lane_rings(l, mn_chan_lane(region, &layout, index), &layout);
     e->lanes[number] = l;
     e->n_lanes = mn_max_u32(e->n_lanes, number + 1);
     return (int)number;
@@ -144,6 +156,11 @@ int mn_engine_detach(struct mn_engine *e, uint32_t lane, uint32_t linger_ms)
     mn_timer_disarm(&e->wheel, &l->timer);
     close_all(e, l, linger_ms);
     return 0;
+}
+
+int mn_engine_lane_dead(const struct mn_engine *e, uint32_t lane)
+{
+    return lane < e->cfg.lanes_max && e->lanes[lane] != NULL ? (int)e->lanes[lane]->dead : -ENOENT;
 }
 
 static bool lane_idle(const struct mn_lane *l)

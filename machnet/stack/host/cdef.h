@@ -75,6 +75,23 @@ void mn_chan_free(struct mn_chan *c);
 struct mn_app *mn_chan_app(struct mn_chan *c);
 uint32_t mn_chan_lane_no(const struct mn_chan *c);
 
+#define MN_LANES_MAX ...
+struct mn_chan_fds {
+    int memfd;
+    int wake;
+    int kick[...];
+    uint32_t n_lanes;
+};
+struct mn_lent;
+int mn_lend(struct mn_lent **out, struct mn_stack *const *stacks, uint32_t n,
+            const struct mn_chan_geometry *geo, struct mn_chan_fds *fds);
+int mn_lent_close(struct mn_lent *l, uint32_t linger_ms);
+int mn_lent_dead(const struct mn_lent *l);
+void mn_chan_fds_close(struct mn_chan_fds *fds);
+int mn_chan_attach(struct mn_chan **out, const struct mn_chan_fds *fds, uint64_t spin_ns);
+int mn_chan_geometry(struct mn_chan *c, struct mn_chan_geometry *out);
+uint32_t mn_chan_ip(const struct mn_chan *c, uint32_t lane);
+
 int mn_chan_wait(struct mn_chan *c, uint64_t timeout_ns);
 
 int mn_chan_fd(struct mn_chan *c);

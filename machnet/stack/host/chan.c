@@ -1,42 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Channels from the application's side: the calls of chan_app.h, one user at a time, and waiting.
  */
-#include "stack_int.h"
-
-static inline void chan_leave(struct mn_chan *c)
-{
-    if (MN_UNLIKELY(c->group != NULL && c->group->driven)) {
-        mn_stack_touch(c->stack); /* the engine has to look at the rings */
-    }
-    atomic_store_explicit(&c->busy, 0, memory_order_release);
-}
-
-/* Takes the chan without stepping the engine. */
-static inline int chan_take(struct mn_chan *c)
-{
-    if (MN_UNLIKELY(atomic_exchange_explicit(&c->busy, 1, memory_order_acquire) != 0)) {
-        return atomic_load_explicit(&c->closing, memory_order_relaxed) != 0 ? -EBADF : -EBUSY;
-    }
-    if (MN_UNLIKELY(atomic_load_explicit(&c->closing, memory_order_relaxed) != 0)) {
-        atomic_store_explicit(&c->busy, 0, memory_order_release);
-        return -EBADF;
-    }
-    return 0;
-}
-
-/* Takes the chan; a stepped engine does first what it has to do now. */
-static inline int chan_enter(struct mn_chan *c)
-{
-    int rc = chan_take(c);
-
-    if (rc == 0 && c->group != NULL) {
-        rc = mn_group_settle(c->group);
-        if (rc < 0) {
-            chan_leave(c);
-        }
-    }
-    return rc;
-}
+#include "chan_int.h"
 
 struct mn_app *mn_chan_app(struct mn_chan *c)
 {
@@ -59,12 +24,14 @@ static int chan_sleep(struct mn_chan *c, uint64_t timeout_ns)
     struct pollfd fd = {.fd = c->wake_fd, .events = POLLIN};
     int rc = 1;
 
-    mn_os_event_clear(c->wake_fd);
-    /* The close of the stack raises the descriptor once: it must not be missed. */
-    if (mn_app_prepare_sleep(c->app) && atomic_load(&c->closing) == 0) {
-        rc = mn_os_poll(&fd, 1, timeout_ns);
+    if (c->remote == NULL) {
+        mn_os_event_clear(c->wake_fd);
     }
-    mn_app_cancel_sleep(c->app);
+    /* The close of the stack raises the descriptor once: it must not be missed. */
+    if (mn_chan_prepare_sleep(c) && atomic_load(&c->closing) == 0) {
+        rc = c->remote != NULL ? mn_remote_poll(c, timeout_ns) : mn_os_poll(&fd, 1, timeout_ns);
+    }
+    mn_chan_cancel_sleep(c);
     return rc;
 }
 
@@ -75,7 +42,7 @@ static int chan_wait_thread(struct mn_chan *c, uint64_t timeout_ns)
     uint64_t waited_ns = 0;
 
     for (;;) {
-        if (mn_app_poll(c->app) != 0 || mn_app_dead(c->app) != 0) {
+        if (mn_chan_poll_all(c) != 0 || mn_chan_dead(c) != 0 || mn_chan_hung_up(c)) {
             return 1;
         }
         if (waited_ns >= limit_ns) {
@@ -99,7 +66,7 @@ static int chan_wait_thread(struct mn_chan *c, uint64_t timeout_ns)
 
 int mn_chan_wait(struct mn_chan *c, uint64_t timeout_ns)
 {
-    int rc = chan_take(c);
+    int rc = mn_chan_take(c);
 
     if (rc < 0) {
         return rc;
@@ -114,7 +81,7 @@ int mn_chan_wait(struct mn_chan *c, uint64_t timeout_ns)
             mn_os_event_raise(c->wake_fd);
         }
     }
-    chan_leave(c);
+    mn_chan_leave(c);
     return rc;
 }
 
@@ -122,10 +89,12 @@ int mn_chan_wait(struct mn_chan *c, uint64_t timeout_ns)
 static bool chan_arm(struct mn_chan *c)
 {
     mn_os_event_clear(c->wake_fd);
-    if (mn_app_prepare_sleep(c->app)) {
+    if (c->remote != NULL) {
+        mn_remote_clear(c);
+    }
+    if (mn_chan_prepare_sleep(c)) {
         return true;
     }
-    mn_app_cancel_sleep(c->app);
     mn_os_event_raise(c->wake_fd);
     return false;
 }
@@ -136,7 +105,7 @@ static bool chan_arm(struct mn_chan *c)
 static bool chan_arm_new(struct mn_chan *c)
 {
     for (uint32_t i = 0; i < 8; i++) {
-        (void)mn_app_poll(c->app);
+        (void)mn_chan_poll_all(c);
         if (chan_arm(c)) {
             return true;
         }
@@ -146,7 +115,7 @@ static bool chan_arm_new(struct mn_chan *c)
 
 static int chan_fd(struct mn_chan *c, enum mn_fd_mode mode)
 {
-    int rc = chan_take(c);
+    int rc = mn_chan_take(c);
 
     if (rc < 0) {
         return rc;
@@ -154,9 +123,9 @@ static int chan_fd(struct mn_chan *c, enum mn_fd_mode mode)
     if (c->wake_fd < 0) {
         c->wake_fd = mn_os_event(); /* in virtual time nobody needed it so far */
     }
-    rc = c->wake_fd;
+    rc = c->remote != NULL ? mn_remote_fd(c) : c->wake_fd;
     if (rc < 0) {
-        chan_leave(c);
+        mn_chan_leave(c);
         return rc;
     }
     if (c->fd_mode == MN_FD_NONE) {
@@ -165,7 +134,7 @@ static int chan_fd(struct mn_chan *c, enum mn_fd_mode mode)
     } else if (c->fd_mode != mode) {
         rc = -EINVAL;
     }
-    chan_leave(c);
+    mn_chan_leave(c);
     return rc;
 }
 
@@ -181,18 +150,18 @@ int mn_chan_edge_fd(struct mn_chan *c)
 
 int mn_chan_arm(struct mn_chan *c)
 {
-    int rc = chan_enter(c);
+    int rc = mn_chan_enter(c);
 
     if (rc == 0) {
         rc = chan_arm_new(c) ? 1 : 0;
-        chan_leave(c);
+        mn_chan_leave(c);
     }
     return rc;
 }
 
 int mn_chan_notify(struct mn_chan *c, bool on)
 {
-    int rc = chan_take(c);
+    int rc = mn_chan_take(c);
 
     if (rc < 0) {
         return rc;
@@ -204,7 +173,7 @@ int mn_chan_notify(struct mn_chan *c, bool on)
             c->group->wakeups++;
         }
     }
-    chan_leave(c);
+    mn_chan_leave(c);
     return 0;
 }
 
@@ -226,17 +195,21 @@ uint32_t mn_chans_woken(struct mn_chan *const *chans, uint32_t n, uint32_t *out)
     return found;
 }
 
-/* A look found nothing: whoever waits for the descriptor must hear of what comes next. True: it
- * came meanwhile, look again. */
-static bool chan_look_again(struct mn_chan *c)
+bool mn_chan_look_again(struct mn_chan *c)
 {
     const uint32_t something = ~(uint32_t)MN_READY_SPACE;
 
+    if (mn_chan_hung_up(c)) {
+        return true;
+    }
     switch (c->fd_mode) {
     case MN_FD_LEVEL:
-        return (mn_app_ready(c->app) & something) == 0 && !chan_arm(c);
+        return (mn_chan_ready_all(c) & something) == 0 && !chan_arm(c);
     case MN_FD_EDGE:
-        return !mn_app_prepare_sleep(c->app) && mn_app_dead(c->app) == 0 && mn_app_poll(c->app) > 0;
+        if (c->remote != NULL) {
+            mn_remote_clear(c); /* a socket that is full would have no more edges */
+        }
+        return !mn_chan_prepare_sleep(c) && mn_chan_dead(c) == 0 && mn_chan_poll_all(c) > 0;
     case MN_FD_NONE:
     default:
         return false;
@@ -274,271 +247,198 @@ static void tell_taken(struct mn_chan *c, uint32_t flow, const void *buf, uint64
 
 int mn_chan_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len)
 {
-    int rc = chan_enter(c);
+    int rc = mn_chan_enter(c);
 
     if (MN_LIKELY(rc == 0)) {
-        rc = mn_app_send(c->app, flow, buf, len);
+        uint32_t id = flow;
+        struct mn_app *app = mn_chan_flow_app(c, &id);
+
+        rc = mn_app_send(app, id, buf, len);
+        if (MN_UNLIKELY(rc == -EAGAIN) && mn_chan_hung_up(c)) {
+            rc = -EPIPE;
+        }
         if (is_tapped(c) && rc == 0) {
             tell_given(c, flow, buf, len);
         }
-        chan_leave(c);
+        mn_chan_leave(c);
     }
     return rc;
 }
 
-/* Takes or describes what mn_app_peek found. */
-static int64_t chan_recv_head(struct mn_chan *c, const struct mn_app_msg *msg, void *buf,
-                              uint64_t size, struct mn_chan_event *event)
+/* Takes or describes what mn_app_peek found in a lane. */
+static int64_t chan_recv_head(struct mn_chan *c, struct mn_app *app, const struct mn_app_msg *msg,
+                              void *buf, uint64_t size, struct mn_chan_event *event)
 {
     event->flow = msg->flow;
     event->status = msg->status;
     event->len = msg->len;
     if (MN_UNLIKELY(msg->status != 0)) {
-        mn_app_skip(c->app);
+        mn_app_skip(app);
         return MN_CHAN_EVENT;
     }
     if (MN_UNLIKELY(msg->len > size)) {
         return -EMSGSIZE;
     }
-    mn_app_take(c->app, buf, size);
+    mn_app_take(app, buf, size);
     if (is_tapped(c)) {
         tell_taken(c, msg->flow, buf, msg->len);
     }
     return ((int64_t)msg->flow << MN_CHAN_LEN_BITS) | msg->len;
 }
 
+/* The head message of the lanes, in turn: as mn_app_peek. */
+static int chan_peek_lanes(struct mn_chan *c, struct mn_app **app, struct mn_app_msg *msg)
+{
+    int rc = 0;
+
+    for (uint32_t i = 0; i < c->n_lanes; i++) {
+        uint32_t lane = (c->remote->turn + i) % c->n_lanes;
+
+        *app = c->remote->apps[lane];
+        rc = mn_app_peek(*app, msg);
+        if (rc == 1) {
+            c->remote->turn = lane + 1;
+            msg->flow = mn_chan_flow_id(c, lane, msg->flow);
+            return rc;
+        }
+    }
+    return mn_chan_dead(c) != 0 ? -EPIPE : 0;
+}
+
+static inline int chan_peek(struct mn_chan *c, struct mn_app **app, struct mn_app_msg *msg)
+{
+    *app = c->app;
+    return MN_LIKELY(c->n_lanes == 1) ? mn_app_peek(c->app, msg) : chan_peek_lanes(c, app, msg);
+}
+
 int64_t mn_chan_recv(struct mn_chan *c, void *buf, uint64_t size, struct mn_chan_event *event)
 {
     struct mn_app_msg msg;
-    int64_t rc = chan_enter(c);
+    struct mn_app *app;
+    int64_t rc = mn_chan_enter(c);
 
     if (MN_UNLIKELY(rc < 0)) {
         return rc;
     }
     do {
-        rc = mn_app_peek(c->app, &msg);
-    } while (rc == 0 && chan_look_again(c));
+        rc = chan_peek(c, &app, &msg);
+    } while (rc == 0 && mn_chan_look_again(c));
     if (rc == 1) {
-        rc = chan_recv_head(c, &msg, buf, size, event);
+        rc = chan_recv_head(c, app, &msg, buf, size, event);
     } else if (rc == 0) {
         rc = -EAGAIN;
     }
-    chan_leave(c);
+    mn_chan_leave(c);
     return rc;
 }
 
 int64_t mn_chan_stream_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len,
                             uint32_t flags)
 {
-    int64_t rc = chan_enter(c);
+    int64_t rc = mn_chan_enter(c);
+    uint32_t id = flow;
+    struct mn_app *app;
 
     if (rc < 0) {
         return rc;
     }
+    app = mn_chan_flow_app(c, &id);
     do {
-        rc = mn_app_stream_send(c->app, flow, buf, len, flags);
-    } while (rc == -EAGAIN && c->fd_mode == MN_FD_EDGE && chan_look_again(c));
+        rc = mn_app_stream_send(app, id, buf, len, flags);
+    } while (rc == -EAGAIN && mn_chan_look_again_edge(c));
     if (is_tapped(c) && rc > 0) {
         tell_given(c, flow, buf, (uint64_t)rc);
     }
-    chan_leave(c);
+    mn_chan_leave(c);
     return rc;
 }
 
 int64_t mn_chan_stream_recv(struct mn_chan *c, uint32_t flow, void *buf, uint64_t size,
                             uint32_t flags)
 {
-    int64_t rc = chan_enter(c);
+    int64_t rc = mn_chan_enter(c);
+    uint32_t id = flow;
+    struct mn_app *app;
 
     if (rc < 0) {
         return rc;
     }
+    app = mn_chan_flow_app(c, &id);
     do {
-        rc = mn_app_stream_recv(c->app, flow, buf, size, flags);
-    } while (rc == -EAGAIN && chan_look_again(c));
+        rc = mn_app_stream_recv(app, id, buf, size, flags);
+    } while (rc == -EAGAIN && mn_chan_look_again(c));
     if (is_tapped(c) && rc > 0 && (flags & MN_APP_PEEK) == 0) {
         tell_taken(c, flow, buf, (uint64_t)rc);
     }
-    chan_leave(c);
+    mn_chan_leave(c);
     return rc;
-}
-
-int64_t mn_chan_accept(struct mn_chan *c, uint32_t listener)
-{
-    int64_t rc = chan_enter(c);
-    uint32_t flow;
-
-    if (rc < 0) {
-        return rc;
-    }
-    do {
-        flow = mn_app_accept(c->app, listener);
-    } while (flow == MN_FLOW_NONE && chan_look_again(c));
-    chan_leave(c);
-    return flow == MN_FLOW_NONE ? -EAGAIN : (int64_t)flow;
 }
 
 int mn_chan_shutdown(struct mn_chan *c, uint32_t flow)
 {
-    int rc = chan_enter(c);
+    int rc = mn_chan_enter(c);
 
     if (rc == 0) {
-        rc = mn_app_shutdown_write(c->app, flow);
-        chan_leave(c);
+        struct mn_app *app = mn_chan_flow_app(c, &flow);
+
+        rc = mn_app_shutdown_write(app, flow);
+        mn_chan_leave(c);
     }
     return rc;
 }
 
 int mn_chan_close_flow(struct mn_chan *c, uint32_t flow, uint32_t linger_ms)
 {
-    int rc = chan_enter(c);
+    int rc = mn_chan_enter(c);
 
     if (rc == 0) {
-        rc = mn_app_close_flow(c->app, flow, linger_ms);
-        chan_leave(c);
-    }
-    return rc;
-}
+        struct mn_app *app = mn_chan_flow_app(c, &flow);
 
-int mn_chan_flow_info(struct mn_chan *c, uint32_t flow, struct mn_app_flow_info *out)
-{
-    int rc = chan_enter(c);
-
-    if (rc == 0) {
-        (void)mn_app_poll(c->app); /* it may have ended since anybody looked */
-        rc = mn_app_flow_info(c->app, flow, out);
-        chan_leave(c);
-    }
-    return rc;
-}
-
-int64_t mn_chan_flows(struct mn_chan *c, uint32_t *ids, uint32_t n)
-{
-    int64_t rc = chan_enter(c);
-
-    if (rc == 0) {
-        rc = mn_app_flows(c->app, ids, n);
-        chan_leave(c);
+        rc = mn_app_close_flow(app, flow, linger_ms);
+        mn_chan_leave(c);
     }
     return rc;
 }
 
 int64_t mn_chan_ready(struct mn_chan *c)
 {
-    int64_t rc = chan_enter(c);
+    int64_t rc = mn_chan_enter(c);
 
     if (rc == 0) {
-        rc = mn_app_ready(c->app);
-        chan_leave(c);
+        (void)mn_chan_hung_up(c);
+        rc = mn_chan_ready_all(c);
+        mn_chan_leave(c);
     }
     return rc;
 }
 
 int64_t mn_chan_flow_ready(struct mn_chan *c, uint32_t flow)
 {
-    int64_t rc = chan_enter(c);
+    int64_t rc = mn_chan_enter(c);
 
     if (rc == 0) {
-        rc = mn_app_flow_ready(c->app, flow);
-        chan_leave(c);
-    }
-    return rc;
-}
+        struct mn_app *app = mn_chan_flow_app(c, &flow);
 
-int64_t mn_chan_listen(struct mn_chan *c, uint32_t ip, uint16_t port, uint32_t proto,
-                       uint32_t backlog)
-{
-    int64_t rc = chan_enter(c);
-
-    if (rc == 0) {
-        rc = mn_app_listen(c->app, ip, port, proto, backlog);
-        chan_leave(c);
-    }
-    return rc;
-}
-
-int64_t mn_chan_unlisten(struct mn_chan *c, uint32_t listener)
-{
-    int64_t rc = chan_enter(c);
-
-    if (rc == 0) {
-        rc = mn_app_unlisten(c->app, listener);
-        chan_leave(c);
-    }
-    return rc;
-}
-
-int64_t mn_chan_connect(struct mn_chan *c, uint32_t local_ip, uint16_t local_port,
-                        uint32_t remote_ip, uint16_t remote_port, uint32_t proto,
-                        uint32_t timeout_ms)
-{
-    int64_t rc = chan_enter(c);
-
-    if (rc == 0) {
-        rc =
-            mn_app_connect(c->app, local_ip, local_port, remote_ip, remote_port, proto, timeout_ms);
-        chan_leave(c);
-    }
-    return rc;
-}
-
-int64_t mn_chan_setopt(struct mn_chan *c, uint32_t flow, uint32_t opt, uint64_t value)
-{
-    int64_t rc = chan_enter(c);
-
-    if (rc == 0) {
-        rc = mn_app_setopt(c->app, flow, opt, value);
-        chan_leave(c);
-    }
-    return rc;
-}
-
-int64_t mn_chan_getopt(struct mn_chan *c, uint32_t flow, uint32_t opt)
-{
-    int64_t rc = chan_enter(c);
-
-    if (rc == 0) {
-        rc = mn_app_getopt(c->app, flow, opt);
-        chan_leave(c);
-    }
-    return rc;
-}
-
-int mn_chan_result(struct mn_chan *c, int64_t token, struct mn_ctl_evt *evt)
-{
-    int rc = chan_enter(c);
-
-    if (rc < 0) {
-        return rc;
-    }
-    do {
-        rc = mn_app_result(c->app, token, evt);
-    } while (rc == 0 && c->fd_mode == MN_FD_EDGE && chan_look_again(c));
-    chan_leave(c);
-    return rc;
-}
-
-int mn_chan_forget(struct mn_chan *c, int64_t token)
-{
-    int rc = chan_enter(c);
-
-    if (rc == 0) {
-        (void)mn_app_poll(c->app); /* an answer that is there already is dealt with now */
-        rc = mn_app_forget(c->app, token);
-        chan_leave(c);
+        (void)mn_chan_hung_up(c);
+        rc = mn_app_flow_ready(app, flow);
+        mn_chan_leave(c);
     }
     return rc;
 }
 
 int mn_chan_select(struct mn_chan *c, const uint32_t *flows, uint8_t *ready, uint32_t n)
 {
-    int rc = chan_enter(c);
+    int rc = mn_chan_enter(c);
 
     if (rc == 0) {
+        (void)mn_chan_hung_up(c);
         for (uint32_t i = 0; i < n; i++) {
-            ready[i] = (uint8_t)mn_app_flow_ready(c->app, flows[i]);
+            uint32_t flow = flows[i];
+            struct mn_app *app = mn_chan_flow_app(c, &flow);
+
+            ready[i] = (uint8_t)mn_app_flow_ready(app, flow);
         }
-        chan_leave(c);
+        mn_chan_leave(c);
     }
     return rc;
 }

@@ -157,6 +157,43 @@ void mn_chan_free(struct mn_chan *c);
 struct mn_app *mn_chan_app(struct mn_chan *c);
 uint32_t mn_chan_lane_no(const struct mn_chan *c);
 
+/*
+ * Channels of other processes. The process of the stacks lends one: it makes the memory and every
+ * descriptor, and hands them over (say by SCM_RIGHTS). The application attaches to them.
+ */
+#define MN_LANES_MAX 16 /* engines that a channel can span */
+struct mn_chan_fds {
+    int memfd; /* sealed against shrinking, growing and further seals */
+    int wake;  /* engines to application: a socket; hangs up when the lender's process ends */
+    int kick[MN_LANES_MAX]; /* application to engine: eventfds */
+    uint32_t n_lanes;
+};
+struct mn_lent;
+/* A channel over n stacks: lane i belongs to stacks[i]; geo->n_lanes is not looked at. *fds is for
+ * the application: to be sent, then given to mn_chan_fds_close. Stacks that are stepped hear of the
+ * application when they are stepped. 0; -EINVAL (geometry: flows_max is at most 65535 divided by n,
+ * rounded up to a power of two; n), -ENOMEM, -ENOSPC (lanes_max), -EPIPE (a closed stack), and what
+ * memfd_create, eventfd and so on say. */
+int mn_lend(struct mn_lent **out, struct mn_stack *const *stacks, uint32_t n,
+            const struct mn_chan_geometry *geo, struct mn_chan_fds *fds);
+/* The application is gone, or has to go: what it had published is still sent, flows linger as after
+ * mn_chan_close. Frees l. A closed stack is fine, a freed one is not. 0, -EBUSY (a stepped stack is
+ * being stepped by another thread; nothing was done), -ECHILD. */
+int mn_lent_close(struct mn_lent *l, uint32_t linger_ms);
+/* Why the channel is dead on one of its lanes (the application broke the rules), as a positive
+ * errno; 0 while it lives; -EPIPE (a closed stack), -EBUSY, -ECHILD. */
+int mn_lent_dead(const struct mn_lent *l);
+void mn_chan_fds_close(struct mn_chan_fds *fds);
+/* A chan over such descriptors, which become its own on success. The end of the lender's process,
+ * or of the loan, is -EPIPE for all calls, once everything that had come in was received. 0;
+ * -EPROTO (not a channel of this version, not sealed), -EINVAL (descriptors, lanes), -ENOMEM, and
+ * what mmap and so on say. */
+int mn_chan_attach(struct mn_chan **out, const struct mn_chan_fds *fds, uint64_t spin_ns);
+/* What the chan was made with; -EBADF once closed. */
+int mn_chan_geometry(struct mn_chan *c, struct mn_chan_geometry *out);
+/* Address of the engine of an attached chan's lane, in host order; 0 when there is none. */
+uint32_t mn_chan_ip(const struct mn_chan *c, uint32_t lane);
+
 /* Waits until the engine has published something since the caller looked last: 1; 0 at the timeout
  * (UINT64_MAX: none), counted in the time of the stack; -EINTR on a signal, and every 100 ms so
  * that the caller can look for one; -EDEADLK when in virtual time nothing can ever happen; -EBUSY.

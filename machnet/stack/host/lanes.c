@@ -8,7 +8,11 @@
 
 static void lane_mem_free(struct mn_host_lane *m)
 {
-    mn_os_unmap(m->region, m->region_bytes);
+    if (m->shared != NULL) {
+        mn_host_shared_put(m->shared);
+    } else {
+        mn_os_unmap(m->region, m->region_bytes);
+    }
     mn_os_unmap(m->priv, m->priv_bytes);
     *m = (struct mn_host_lane){0};
 }
@@ -28,7 +32,7 @@ void mn_host_lanes_reap(struct mn_stack *s)
     for (uint32_t i = 0; i < s->lanes_max; i++) {
         struct mn_host_lane *m = &s->lanes[i];
 
-        if (m->used && m->chan == NULL && mn_engine_lane_free(s->engine, i) != 0) {
+        if (m->used && m->chan == NULL && !m->lent && mn_engine_lane_free(s->engine, i) != 0) {
             lane_mem_free(m);
             s->zombies--;
         }
@@ -38,8 +42,12 @@ void mn_host_lanes_reap(struct mn_stack *s)
 void mn_host_wake(void *ctx, uint32_t lane)
 {
     struct mn_stack *s = ctx;
-    struct mn_chan *c = s->lanes[lane].chan;
+    const struct mn_host_lane *m = &s->lanes[lane];
+    struct mn_chan *c = m->chan;
 
+    if (m->lent) {
+        mn_os_wake_send(m->shared->wake_fd);
+    }
     if (c == NULL) {
         return;
     }
@@ -112,6 +120,7 @@ static int chan_prepare(struct mn_chan *c, struct attach_args *a,
     int rc;
 
     a->chan = c;
+    c->geo = *geo;
     a->mem.region_bytes = mn_chan_bytes(geo);
     if (a->mem.region_bytes == 0) {
         return -EINVAL;
@@ -138,8 +147,11 @@ static int chan_prepare(struct mn_chan *c, struct attach_args *a,
                        chan_kick, c->stack);
 }
 
-static void chan_release(struct mn_chan *c)
+void mn_host_chan_release(struct mn_chan *c)
 {
+    if (c->remote != NULL) {
+        mn_remote_release(c);
+    }
     mn_os_unmap(c->app_mem, c->app_bytes);
     c->app_mem = NULL;
     c->app = NULL;
@@ -160,6 +172,8 @@ int mn_chan_open(struct mn_chan **out, struct mn_stack *s, const struct mn_chan_
         return -ENOMEM;
     }
     c->wake_fd = -1;
+    c->n_lanes = 1;
+    c->lane_shift = 16;
     c->stack = s;
     c->group = s->group;
     c->spin_ns = spin_ns;
@@ -169,7 +183,7 @@ int mn_chan_open(struct mn_chan **out, struct mn_stack *s, const struct mn_chan_
     }
     if (rc < 0) {
         lane_mem_free(&a.mem);
-        chan_release(c);
+        mn_host_chan_release(c);
         free(c);
         return rc;
     }
@@ -236,6 +250,11 @@ int mn_chan_close(struct mn_chan *c, uint32_t linger_ms)
         return 0;
     }
     chan_take_last(c);
+    if (c->remote != NULL) {
+        mn_host_chan_release(c);
+        atomic_store(&c->busy, 0);
+        return 0;
+    }
     mn_app_flush(c->app);
     if (linger_ms == MN_LINGER_DEFAULT) {
         a.linger_ms = s->linger_ms;
@@ -247,7 +266,7 @@ int mn_chan_close(struct mn_chan *c, uint32_t linger_ms)
     chan_unlink(c);
     pthread_mutex_unlock(&s->chans_lock);
     c->stack = NULL;
-    chan_release(c);
+    mn_host_chan_release(c);
     atomic_store(&c->busy, 0);
     if (rc == 0 && c->group != NULL) {
         rc = mn_group_settle(c->group);
@@ -272,7 +291,7 @@ void mn_host_chans_shut(struct mn_stack *s)
         if (mine) {
             chan_take_last(c);
             c->stack = NULL;
-            chan_release(c);
+            mn_host_chan_release(c);
             atomic_store(&c->busy, 0);
         } else if (c != NULL) {
             sched_yield(); /* its owner is closing it at this moment */
@@ -284,7 +303,7 @@ void mn_chan_free(struct mn_chan *c)
 {
     /* One that could not be closed (in a forked child) is better lost than pulled from under its
      * stack. */
-    if (c != NULL && c->stack == NULL) {
+    if (c != NULL && c->stack == NULL && c->app == NULL) {
         free(c);
     }
 }

@@ -4,6 +4,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -62,6 +63,27 @@ void mn_os_event_clear(int fd)
     if (fd >= 0 && read(fd, &count, sizeof(count)) < 0) {
         return;
     }
+}
+
+void mn_os_wake_send(int fd)
+{
+    const uint8_t byte = 1;
+
+    /* Full: it is readable already. Closed: nobody waits. */
+    if (send(fd, &byte, sizeof(byte), MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
+        return;
+    }
+}
+
+bool mn_os_wake_drain(int fd)
+{
+    uint8_t bytes[256];
+    ssize_t got;
+
+    do {
+        got = recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT);
+    } while (got == (ssize_t)sizeof(bytes));
+    return got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
 }
 
 int mn_os_poll(struct pollfd *fds, uint32_t n, uint64_t timeout_ns)

@@ -17,6 +17,11 @@ int mn_os_event(void);
 void mn_os_event_raise(int fd);
 void mn_os_event_clear(int fd);
 
+/* A byte into a socket, if it has room: whoever has the other end can't make it block or fail. */
+void mn_os_wake_send(int fd);
+/* Takes out what is there. False: the other end is closed. */
+bool mn_os_wake_drain(int fd);
+
 /* As poll(2), with a timeout in nanoseconds (UINT64_MAX: none); -EINTR on a signal. */
 int mn_os_poll(struct pollfd *fds, uint32_t n, uint64_t timeout_ns);
 

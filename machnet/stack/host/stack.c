@@ -20,6 +20,7 @@ static struct mn_stack *stack_shell_new(void)
 
     if (s != NULL) {
         s->kick_fd = -1;
+        s->lent_fd = -1;
         pthread_mutex_init(&s->chans_lock, NULL);
         pthread_mutex_init(&s->call_lock, NULL);
         pthread_mutex_init(&s->done_lock, NULL);
@@ -39,6 +40,10 @@ static void stack_release(struct mn_stack *s)
         close(s->kick_fd);
         s->kick_fd = -1;
     }
+    if (s->lent_fd >= 0) {
+        close(s->lent_fd);
+        s->lent_fd = -1;
+    }
 }
 
 static int stack_init(struct mn_stack *s, const struct mn_config *cfg, struct mn_nic *nic,
@@ -53,6 +58,7 @@ static int stack_init(struct mn_stack *s, const struct mn_config *cfg, struct mn
     s->nic = nic;
     s->lanes_max = cfg->lanes_max;
     s->linger_ms = cfg->app_exit_linger_ms;
+    s->ip = cfg->ip;
     s->lanes = calloc(cfg->lanes_max, sizeof(*s->lanes));
     s->mem_bytes = mn_engine_bytes(cfg);
     s->mem = mn_os_map(s->mem_bytes);
@@ -140,6 +146,7 @@ int mn_stack_close(struct mn_stack *s)
         }
         mn_thread_stop(s);
         mn_host_chans_shut(s);
+        mn_host_lents_shut(s);
         mn_engine_close(s->engine);
         stack_release(s);
         return 0;
@@ -154,6 +161,7 @@ int mn_stack_close(struct mn_stack *s)
     }
     atomic_store(&s->closing, true);
     mn_host_chans_shut(s);
+    mn_host_lents_shut(s);
     mn_engine_close(s->engine);
     mn_group_remove(g, s);
     stack_release(s);

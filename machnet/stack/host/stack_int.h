@@ -14,13 +14,25 @@
 /* A wait in C returns to its caller after this time, so that Python can run signal handlers. */
 #define MN_HOST_SLICE_NS (100 * MN_NS_PER_MS)
 
+/* What the lanes of a channel that was lent to another process have in common. Whoever refers to it
+ * holds a reference: the lender, and each engine for as long as flows linger. */
+struct mn_host_shared {
+    void *region;
+    uint64_t bytes;
+    int wake_fd; /* a byte sent here wakes the application; its hang-up tells it of our end */
+    _Atomic uint32_t refs;
+};
+
 /* The engine's half of a channel. It outlives the chan while flows linger. */
 struct mn_host_lane {
     void *region;
     void *priv;
     uint64_t region_bytes;
     uint64_t priv_bytes;
-    struct mn_chan *chan; /* NULL once detached */
+    struct mn_chan *chan;          /* of this process; NULL once detached */
+    struct mn_host_shared *shared; /* of another process: owns the region instead of us */
+    struct mn_lane_shared *flags;  /* in the region, while `lent` */
+    bool lent;                     /* the application of `shared` is attached */
     bool used;
 };
 
@@ -49,6 +61,7 @@ struct mn_stack {
     uint32_t lanes_max;
     uint32_t zombies; /* detached lanes whose memory the engine still needs */
     uint32_t linger_ms;
+    uint32_t ip;
     uint32_t n_watchers;
     struct mn_watcher watchers[MN_HOST_WATCHERS];
 
@@ -56,6 +69,7 @@ struct mn_stack {
     struct mn_chan *chans; /* open ones */
 
     int kick_fd; /* the thread sleeps on it */
+    int lent_fd; /* and on this: an epoll descriptor with the kicks of other processes, or -1 */
     bool threaded;
     bool stop; /* thread only */
     enum mn_poll_mode mode;
@@ -94,7 +108,9 @@ enum mn_fd_mode {
 struct mn_chan {
     _Atomic uint32_t busy;
     _Atomic uint32_t closing;
-    struct mn_app *app;
+    struct mn_app *app; /* of the first lane, which usually is the only one */
+    uint32_t n_lanes;
+    uint32_t lane_shift;    /* the lane of a flow id is what is above this in its slot */
     struct mn_group *group; /* NULL when the stack is threaded */
     struct mn_stack *stack; /* NULL once closed */
     void *app_mem;
@@ -107,7 +123,47 @@ struct mn_chan {
     _Atomic bool woken;
     struct mn_chan *next; /* in the stack's list */
     struct mn_chan **pprev;
+    struct mn_chan_geometry geo;
+    struct mn_remote *remote; /* NULL for an engine of this process */
 };
+
+/* What a chan has beyond that when its engines are in another process. */
+struct mn_remote {
+    void *region;
+    uint64_t region_bytes;
+    int wake_sock; /* the engines' wake-ups; its hang-up is their end */
+    int poll_fd;   /* epoll of wake_sock and the chan's wake_fd: what the user waits for. Or -1 */
+    int kicks[MN_LANES_MAX];
+    struct mn_app *apps[MN_LANES_MAX];
+    int64_t looked; /* when the hang-up was last looked for, in ticks of the coarse clock */
+    bool gone;
+    pid_t pid;
+    uint32_t turn; /* the lane that is looked at first */
+};
+
+/* How many of a flow id's slot bits name the lane. */
+static inline uint32_t mn_lane_bits(uint32_t n_lanes)
+{
+    uint32_t bits = 0;
+
+    while ((1u << bits) < n_lanes) {
+        bits++;
+    }
+    return bits;
+}
+
+/* lanes.c: gives back what the application's end has. */
+void mn_host_chan_release(struct mn_chan *c);
+/* attach.c */
+void mn_remote_release(struct mn_chan *c);
+/* Whether the other process was found to have ended just now: the apps say -EPIPE from here on.
+ * Cheap: it asks the kernel at most once in a tick of its clock. */
+bool mn_remote_look(struct mn_chan *c);
+/* As mn_os_poll for the wake-ups of the chan, own or remote. */
+int mn_remote_poll(struct mn_chan *c, uint64_t timeout_ns);
+/* Takes out the wake-ups so far. */
+void mn_remote_clear(struct mn_chan *c);
+int mn_remote_fd(struct mn_chan *c);
 
 static inline bool mn_group_enter(struct mn_group *g)
 {
@@ -165,6 +221,12 @@ void mn_thread_stop(struct mn_stack *s);
 void mn_host_lanes_reap(struct mn_stack *s);
 void mn_host_lanes_free(struct mn_stack *s);
 void mn_host_wake(void *ctx, uint32_t lane);
+/* lend.c: gives up a reference. */
+void mn_host_shared_put(struct mn_host_shared *sh);
+/* The stack is at its end, and says so to the applications of other processes. */
+void mn_host_lents_shut(struct mn_stack *s);
+/* The thread was woken by another process: makes lent_fd quiet. */
+void mn_host_lents_heard(struct mn_stack *s);
 /* Takes all chans away from their users, waiting for calls that are under way. The engine must take
  * no more calls. */
 void mn_host_chans_shut(struct mn_stack *s);

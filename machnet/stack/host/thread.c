@@ -25,18 +25,23 @@ static void thread_run_call(struct mn_stack *s, struct mn_call *call)
 /* The engine said that it has nothing to do: waits for a frame, an application, a call, or time. */
 static void thread_block(struct mn_stack *s, uint64_t timeout_ns, uint64_t nap_ns)
 {
-    struct pollfd fds[2] = {{.fd = s->kick_fd, .events = POLLIN},
+    /* What is -1 is left out by the kernel. */
+    struct pollfd fds[3] = {{.fd = s->kick_fd, .events = POLLIN},
+                            {.fd = s->lent_fd, .events = POLLIN},
                             {.fd = s->nic->rx_fd, .events = POLLIN}};
     const short broken = POLLERR | POLLHUP | POLLNVAL;
 
     if (s->nic->rx_fd < 0) {
-        mn_os_poll(fds, 1, mn_min_u64(timeout_ns, nap_ns));
-    } else if (mn_os_poll(fds, 2, timeout_ns) > 0 && (fds[1].revents & broken) != 0) {
+        mn_os_poll(fds, 2, mn_min_u64(timeout_ns, nap_ns));
+    } else if (mn_os_poll(fds, 3, timeout_ns) > 0 && (fds[2].revents & broken) != 0) {
         /* A device that went away would answer every poll at once. */
-        mn_os_poll(fds, 1, mn_min_u64(timeout_ns, nap_ns));
+        mn_os_poll(fds, 2, mn_min_u64(timeout_ns, nap_ns));
     }
     if ((fds[0].revents & POLLIN) != 0) {
         mn_os_event_clear(s->kick_fd);
+    }
+    if ((fds[1].revents & POLLIN) != 0) {
+        mn_host_lents_heard(s);
     }
 }
 

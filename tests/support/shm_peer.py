@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""Applications in processes of their own, attached to a stack of the test's process.
+
+``python shm_peer.py ROLE SOCKET_FD ...`` is the application: it gets the channel's descriptors over
+the socket, and says over it when it is ready.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from types import TracebackType
+
+import machnet
+from machnet.config import ChannelSettings
+from machnet.stack.lending import Lent, attach_fds, lend
+
+IP = "10.0.0.2"
+SMALL = ChannelSettings(buf_bytes=2048, tx_bufs=256, rx_bufs=256, flows_max=64, ctl_slots=64)
+_FDS_MAX = 18
+
+
+def send_fds(sock: socket.socket, fds: list[int]) -> None:
+    """Hand descriptors over."""
+    socket.send_fds(sock, [b"fds"], fds)
+
+
+def recv_fds(sock: socket.socket) -> list[int]:
+    """Descriptors that were handed over."""
+    _, fds, _, _ = socket.recv_fds(sock, 16, _FDS_MAX)
+    return list(fds)
+
+
+class Peer:
+    """An application in a process of its own, with a channel lent to it. A context manager.
+
+    Attributes:
+        sock: What it says, and is told.
+        lent: Its channel.
+    """
+
+    def __init__(
+        self,
+        stacks: machnet.Stack | list[machnet.Stack],
+        role: str,
+        *args: object,
+        settings: ChannelSettings = SMALL,
+    ) -> None:
+        self.lent: Lent = lend(stacks if isinstance(stacks, list) else [stacks], settings)
+        self.sock, theirs = socket.socketpair()
+        self.sock.settimeout(30)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, role, str(theirs.fileno()), *map(str, args)],
+                pass_fds=[theirs.fileno()],
+            )
+        send_fds(self.sock, self.lent.fds)
+        self.lent.close_fds()
+
+    def say(self, what: bytes) -> None:
+        """Tell the application something."""
+        self.sock.sendall(what)
+
+    def hear(self, what: bytes) -> None:
+        """Wait for the application to say something."""
+        heard = self.sock.recv(len(what), socket.MSG_WAITALL)
+        assert heard == what, heard
+
+    def kill(self) -> None:
+        """End the process, wherever it is."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def close(self) -> None:
+        """End the process and the loan."""
+        self.kill()
+        self.lent.close()
+        self.sock.close()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def echo(channel: machnet.Channel, sock: socket.socket, port: str) -> None:
+    """Answer every message with itself, for ever."""
+    channel.listen("0.0.0.0", int(port), "tcp")
+    sock.sendall(b"ready")
+    while True:
+        try:
+            message = channel.recv()
+        except machnet.FlowError:
+            continue
+        channel.send(message.flow, message.data, timeout=None)
+
+
+ROLES = {"echo": echo}
+
+
+def main() -> None:
+    """Be the application that the command line asks for."""
+    sock = socket.socket(fileno=int(sys.argv[2]))
+    channel = attach_fds(recv_fds(sock))
+    ROLES[sys.argv[1]](channel, sock, *sys.argv[3:])
+
+
+if __name__ == "__main__":
+    main()
