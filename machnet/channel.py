@@ -48,12 +48,15 @@ class Channel(ChannelBase):
         settings: Its sizes.
     """
 
-    def __init__(self, stack: Stack | RemoteStack, native: Any, settings: ChannelSettings) -> None:
+    def __init__(
+        self, stack: Stack | RemoteStack, native: Any, settings: ChannelSettings, lanes: int = 1
+    ) -> None:
         super().__init__(stack, native)
         self.settings = settings
         self._buf = ffi.new("char[]", _RECV_BYTES)
         self._view = ffi.buffer(self._buf, _RECV_BYTES)
         self._size = _RECV_BYTES
+        self._flows_max = settings.flows_max * lanes
         self._event = ffi.new("struct mn_chan_event *")
         self._flows: dict[int, Flow] = {}
         self._slots: dict[int, int] = {}
@@ -400,8 +403,8 @@ class Channel(ChannelBase):
 
     def flows(self) -> list[Flow]:
         """The flows that are live or have something left to be received."""
-        ids = ffi.new("uint32_t[]", self.settings.flows_max)
-        n = lib.mn_chan_flows(self._native, ids, self.settings.flows_max)
+        ids = ffi.new("uint32_t[]", self._flows_max)
+        n = lib.mn_chan_flows(self._native, ids, self._flows_max)
         if n < 0:
             self._fail(n, "flows")
         return [self._flow(ids[i]) for i in range(n)]

@@ -163,7 +163,7 @@ def channel_of(
         **{field: getattr(geometry, field) for field in ChannelSettings.__struct_fields__}
     )
     stack = RemoteStack(format_ip(lib.mn_chan_ip(native, 0)), name)
-    channel = Channel(stack, ffi.gc(native, lib.mn_chan_free), settings)
+    channel = Channel(stack, ffi.gc(native, lib.mn_chan_free), settings, geometry.n_lanes)
     channel.on_close = on_close
     return channel
 

@@ -137,6 +137,7 @@ void mn_remote_release(struct mn_chan *c)
     if (r->region != NULL) {
         munmap(r->region, r->region_bytes);
     }
+    mn_multi_free_all(c);
     free(r);
     c->remote = NULL;
 }

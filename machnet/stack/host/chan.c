@@ -302,6 +302,9 @@ static int chan_peek_lanes(struct mn_chan *c, struct mn_app **app, struct mn_app
             return rc;
         }
     }
+    if (c->remote->multis != NULL) {
+        mn_multi_go_on(c);
+    }
     return mn_chan_dead(c) != 0 ? -EPIPE : 0;
 }
 

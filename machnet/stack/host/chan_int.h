@@ -69,12 +69,37 @@ static inline uint32_t mn_chan_flow_id(const struct mn_chan *c, uint32_t lane, u
     return flow == MN_FLOW_NONE ? flow : flow | lane << c->lane_shift;
 }
 
+/* chan_multi.c: what a remote chan of several lanes does instead of the mn_app call. */
+#define MN_LISTENER_GONE 0x80000000u /* no listener's id */
+int64_t mn_multi_listen(struct mn_chan *c, uint32_t ip, uint16_t port, uint32_t proto,
+                        uint32_t backlog);
+int64_t mn_multi_unlisten(struct mn_chan *c, uint32_t listener);
+int64_t mn_multi_setopt(struct mn_chan *c, uint32_t opt, uint64_t value); /* of no flow */
+int64_t mn_multi_connect(struct mn_chan *c, uint32_t local_ip, uint16_t local_port,
+                         uint32_t remote_ip, uint16_t remote_port, uint32_t proto,
+                         uint32_t timeout_ms);
+int mn_multi_result(struct mn_chan *c, int64_t token, struct mn_ctl_evt *evt);
+int mn_multi_forget(struct mn_chan *c, int64_t token);
+uint32_t mn_multi_accept(struct mn_chan *c, uint32_t listener);
+/* The listener that is `listener` on a lane; MN_LISTENER_GONE. */
+uint32_t mn_multi_listener(struct mn_chan *c, uint32_t lane, uint32_t listener);
+void mn_multi_go_on(struct mn_chan *c);
+void mn_multi_free_all(struct mn_chan *c);
+
+static inline int64_t mn_multi_token(uint32_t lane, int64_t token)
+{
+    return (int64_t)lane << 32 | token;
+}
+
 static inline int mn_chan_poll_all(struct mn_chan *c)
 {
     int n = mn_app_poll(c->app);
 
     for (uint32_t i = 1; i < c->n_lanes; i++) {
         n += mn_app_poll(c->remote->apps[i]);
+    }
+    if (c->n_lanes > 1 && c->remote->multis != NULL) {
+        mn_multi_go_on(c);
     }
     return n;
 }

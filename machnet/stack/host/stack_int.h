@@ -139,6 +139,9 @@ struct mn_remote {
     bool gone;
     pid_t pid;
     uint32_t turn; /* the lane that is looked at first */
+    uint32_t connect_turn, accept_turn;
+    struct mn_multi *multis; /* commands to several lanes, and listeners on them */
+    uint32_t last_multi;
 };
 
 /* How many of a flow id's slot bits name the lane. */
