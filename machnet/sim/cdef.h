@@ -210,6 +210,18 @@ void mn_capture_close(struct mn_nic *nic);
 void mn_capture_set_now(struct mn_nic *nic, uint64_t now_ns);
 int mn_capture_flush(struct mn_nic *nic);
 
+struct mn_capswitch_order {
+    struct mn_nic *nic;
+    const struct mn_capture_config *cfg;
+    struct mn_pcapng_stats stats;
+};
+int mn_capswitch_open(struct mn_nic *inner, struct mn_nic **out);
+void mn_capswitch_close(struct mn_nic *nic);
+void mn_capswitch_set_now(struct mn_nic *nic, uint64_t now_ns);
+int64_t mn_capswitch_on(void *order);
+int64_t mn_capswitch_flush(void *order);
+int64_t mn_capswitch_off(void *order);
+
 struct mn_rng {
     uint64_t state;
 };

@@ -3,6 +3,7 @@
 #ifndef MN_SIM_H
 #define MN_SIM_H
 
+#include "capswitch.h"
 #include "capture.h"
 #include "check.h"
 #include "faultnic.h"

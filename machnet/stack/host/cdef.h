@@ -45,6 +45,7 @@ int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns);
 uint64_t mn_stack_deadline(const struct mn_stack *s);
 
 int mn_stack_neighbor(struct mn_stack *s, uint32_t ip, const uint8_t mac[6]);
+int64_t mn_stack_run(struct mn_stack *s, int64_t (*fn)(void *arg), void *arg);
 int mn_stack_stats(struct mn_stack *s, struct mn_stats *out);
 const char *mn_host_stat_name(uint32_t i);
 const char *mn_host_stat_doc(uint32_t i);

@@ -121,6 +121,8 @@ uint64_t mn_stack_deadline(const struct mn_stack *s);
 /* Each runs in the engine's thread when there is one. 0, or a negative errno; -ECHILD in a process
  * that was forked off after mn_stack_start. */
 int mn_stack_neighbor(struct mn_stack *s, uint32_t ip, const uint8_t mac[6]);
+/* Anything else that has to be done between two passes; it must not block. What fn answers. */
+int64_t mn_stack_run(struct mn_stack *s, int64_t (*fn)(void *arg), void *arg);
 int mn_stack_stats(struct mn_stack *s, struct mn_stats *out);
 /* The counters of struct mn_stats in order, each a uint64_t: its name, or NULL past the end. */
 const char *mn_host_stat_name(uint32_t i);

@@ -239,6 +239,26 @@ int mn_stack_neighbor(struct mn_stack *s, uint32_t ip, const uint8_t mac[6])
     return (int)mn_stack_call(s, call_neighbor, &a);
 }
 
+struct run_args {
+    int64_t (*fn)(void *arg);
+    void *arg;
+};
+
+static int64_t call_run(struct mn_stack *s, void *arg)
+{
+    const struct run_args *a = arg;
+
+    (void)s;
+    return a->fn(a->arg);
+}
+
+int64_t mn_stack_run(struct mn_stack *s, int64_t (*fn)(void *arg), void *arg)
+{
+    struct run_args a = {.fn = fn, .arg = arg};
+
+    return mn_stack_call(s, call_run, &a);
+}
+
 static int64_t call_stats(struct mn_stack *s, void *arg)
 {
     memcpy(arg, mn_engine_stats(s->engine), sizeof(struct mn_stats));

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""What is wrong with a configuration whose values are all of the right form."""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import os
+import pwd
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from machnet.sidecar.config import Controller, NicConfig
+
+__all__ = [
+    "check_controller",
+    "check_nics",
+    "group_id",
+    "parse_listen",
+    "user_id",
+]
+
+_T = TypeVar("_T")
+
+NO_DPDK = (
+    "the DPDK driver is not part of this version: give the entry a NIC string, "
+    'such as "nic": "tap:mn0" (--nic tap:mn0)'
+)
+
+
+def check_nics(nics: tuple[NicConfig, ...]) -> list[str]:
+    """What is wrong with the NICs, by themselves and beside each other."""
+    problems: list[str] = []
+    for nic in nics:
+        place = f"machnet_config.{nic.mac}" if nic.mac else nic.label
+        problems += [f"{place}: {text}" for text in _check_nic(nic)]
+    problems += _twice(nics, "ip", lambda nic: nic.ip.partition("/")[0])
+    problems += _twice(nics, "nic", lambda nic: nic.nic.partition("?")[0] or None)
+    problems += _twice(nics, "MAC address", lambda nic: nic.mac)
+    return problems
+
+
+def _twice(
+    nics: tuple[NicConfig, ...], what: str, key: Callable[[NicConfig], str | None]
+) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for nic in nics:
+        value = key(nic)
+        if value is None:
+            continue
+        if value in seen:
+            yield f"{what} {value} is that of two entries: {seen[value]} and {nic.mac or nic.label}"
+        seen[value] = nic.mac or nic.label
+
+
+def _check_nic(nic: NicConfig) -> Iterator[str]:
+    yield from _check_mac(nic.mac)
+    yield from _check_addresses(nic)
+    yield from _check_driver(nic)
+    yield from _check_cpus(nic)
+
+
+def _check_mac(mac: str | None) -> Iterator[str]:
+    if mac is None:
+        return
+    if int(mac[:2], 16) & 1:
+        yield f"{mac} is a group's MAC address: the lowest bit of its first byte is 1"
+    elif mac == "00:00:00:00:00:00":
+        yield f"{mac} is no station's MAC address"
+
+
+def _check_addresses(nic: NicConfig) -> Iterator[str]:
+    from machnet.stack.opening import native_config
+
+    _, slash, length = nic.ip.partition("/")
+    if slash and nic.prefix is not None and length != str(nic.prefix):
+        yield f"ip: {nic.ip} has another length than prefix, which is {nic.prefix}"
+        return
+    try:
+        interface = ipaddress.IPv4Interface(nic.address)
+    except ValueError:
+        yield f"ip: {nic.ip!r} is not an IPv4 address, such as 10.0.0.2"
+        return
+    network = interface.network
+    if network.prefixlen < 31 and interface.ip in {network[0], network[-1]}:
+        yield f"ip: {interface.ip} is the address of network {network} itself or its broadcast"
+    if nic.gateway is not None and nic.gateway == str(interface.ip):
+        yield f"gateway: {nic.gateway} is the address of this NIC"
+        return
+    try:
+        native_config(nic.address, nic.gateway, nic.settings)
+    except ValueError as error:
+        yield str(error)
+
+
+def _check_driver(nic: NicConfig) -> Iterator[str]:
+    from machnet.sim.faulty import check_faults
+    from machnet.sim.nicstr import parse_nic
+
+    if not nic.nic:
+        yield NO_DPDK
+        return
+    try:
+        spec = parse_nic(nic.nic)
+        check_faults(spec)
+    except ValueError as error:
+        yield f"nic: {error}"
+        return
+    if spec.scheme == "dpdk":
+        yield f"nic: {nic.nic!r}: {NO_DPDK}"
+    elif spec.scheme in {"wire", "pcap"}:
+        yield f"nic: {nic.nic!r} is not one that runs by the clock; use tap:NAME"
+
+
+def _check_cpus(nic: NicConfig) -> Iterator[str]:
+    if nic.cpu_mask is None:
+        return
+    here = f"CPUs {', '.join(map(str, sorted(os.sched_getaffinity(0))))}"
+    try:
+        cpus = nic.cpus()
+    except ValueError:
+        yield f"cpu_mask: {nic.cpu_mask!r} is not a mask of CPUs, such as 0x3"
+        return
+    if not cpus:
+        yield f"cpu_mask: {nic.cpu_mask} has none of the CPUs that this process may use: {here}"
+    elif len(cpus) < nic.engine_threads:
+        yield (
+            f"cpu_mask: {nic.cpu_mask} leaves {len(cpus)} CPUs for {nic.engine_threads} engine_threads "
+            f"({here})"
+        )
+
+
+def check_controller(controller: Controller) -> list[str]:
+    """What is wrong with the controller's settings."""
+    problems = []
+    if controller.socket is not None:
+        problems += [f"controller.socket: {text}" for text in check_socket(controller.socket)]
+    for what, names, find in (
+        ("users", controller.users, user_id),
+        ("groups", controller.groups or [], group_id),
+    ):
+        for name in names:
+            try:
+                find(name)
+            except ValueError as error:
+                problems.append(f"controller.{what}: {error}")
+    if controller.metrics is not None:
+        try:
+            parse_listen(controller.metrics)
+        except ValueError as error:
+            problems.append(f"controller.metrics: {error}")
+    return problems
+
+
+def check_socket(path: str) -> Iterator[str]:
+    """What is wrong with the path of a UNIX socket."""
+    from machnet.sidecar.config import SOCKET_BYTES_MAX
+
+    size = len(os.fsencode(path))
+    if not path.startswith("/"):
+        yield f"{path!r} is not an absolute path"
+    elif "\0" in path:
+        yield f"{path!r} has a zero byte in it"
+    elif size > SOCKET_BYTES_MAX:
+        yield f"{path!r} has {size} bytes: a socket's path has at most {SOCKET_BYTES_MAX}"
+
+
+def user_id(name: str | int) -> int:
+    """The number of a user.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    return _number("user", name, lambda text: pwd.getpwnam(text).pw_uid)
+
+
+def group_id(name: str | int) -> int:
+    """The number of a group.
+
+    Raises:
+        ValueError: There is none of this name.
+    """
+    return _number("group", name, lambda text: grp.getgrnam(text).gr_gid)
+
+
+def _number(what: str, name: str | int, find: Callable[[str], int]) -> int:
+    if isinstance(name, int):
+        if not 0 <= name < 2**32 - 1:
+            raise ValueError(f"{name} is no number of a {what}")
+        return name
+    try:
+        return find(name)
+    except KeyError:
+        raise ValueError(f"there is no {what} {name!r} on this machine") from None
+
+
+def parse_listen(text: str) -> tuple[str, int] | str:
+    """Where metrics are served: a loopback address and a port, or the path of a UNIX socket.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text.startswith("unix:"):
+        path = text[len("unix:") :]
+        for problem in check_socket(path):
+            raise ValueError(problem)
+        return path
+    host, _, port = text.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+        number = int(port) if port.isascii() and port.isdigit() else -1
+    except ValueError:
+        address, number = None, -1
+    if address is None or not 0 <= number <= 65535:
+        raise ValueError(f"{text!r} is not an address with a port, such as 127.0.0.1:9464")
+    if not address.is_loopback:
+        raise ValueError(
+            f"{text!r} would be open to other machines, and metrics ask for no password: it is a "
+            "loopback address such as 127.0.0.1:9464, or unix:PATH, with a proxy in front"
+        )
+    return str(address), number
