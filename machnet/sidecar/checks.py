@@ -97,6 +97,7 @@ def _check_addresses(nic: NicConfig) -> Iterator[str]:
 def _check_driver(nic: NicConfig) -> Iterator[str]:
     from machnet.sim.faulty import check_faults
     from machnet.sim.nicstr import parse_nic
+    from machnet.stack.names import parse_interface
 
     if not nic.nic:
         yield NO_DPDK
@@ -111,6 +112,13 @@ def _check_driver(nic: NicConfig) -> Iterator[str]:
         yield f"nic: {nic.nic!r}: {NO_DPDK}"
     elif spec.scheme in {"wire", "pcap"}:
         yield f"nic: {nic.nic!r} is not one that runs by the clock; use tap:NAME"
+    elif nic.kernel_ip is not None and spec.scheme != "tap":
+        yield f"kernel_ip: only a TAP device has an end in the kernel, not {nic.nic}"
+    elif nic.kernel_ip is not None:
+        try:
+            parse_interface(nic.kernel_ip, "kernel_ip")
+        except ValueError as error:
+            yield str(error)
 
 
 def _check_cpus(nic: NicConfig) -> Iterator[str]:

@@ -64,6 +64,7 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     Attributes:
         mac: Its address, the key of the entry; None: the driver's choice (``machnet run --nic``).
         nic: NIC string; empty: the DPDK port with this MAC address.
+        kernel_ip: Given to the kernel's end of a TAP device.
     """
 
     # fmt: off
@@ -73,6 +74,7 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     gateway: Annotated[str, Meta(description="an IPv4 address in the network of ip")] | None = None
     mtu: Annotated[int, Meta(ge=256, le=65535, description="bytes")] | None = None
     nic: Annotated[str, Meta(description="a NIC string, such as tap:mn0")] = ""
+    kernel_ip: Annotated[str, Meta(description="an address with its length, such as 10.0.0.1/24")] | None = None
     engine_threads: Annotated[int, Meta(ge=1, le=ENGINES_MAX)] = 1
     cpu_mask: Annotated[str, Meta(description="a mask of CPUs, such as 0x3")] | int | None = None
     poll: Literal["adaptive", "busy"] = "adaptive"
@@ -92,10 +94,16 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return f"{ip}/{length or self.prefix or 24}"
 
     def cpus(self) -> list[int]:
-        """The CPUs of ``cpu_mask`` on which this process may run; empty: any."""
+        """The CPUs of ``cpu_mask`` on which this process may run; without a mask none.
+
+        Raises:
+            ValueError: It is no mask.
+        """
         if self.cpu_mask is None:
             return []
         mask = self.cpu_mask if isinstance(self.cpu_mask, int) else int(self.cpu_mask, 0)
+        if mask <= 0:
+            raise ValueError(f"{self.cpu_mask!r} is no mask of CPUs")
         return [cpu for cpu in sorted(os.sched_getaffinity(0)) if mask >> cpu & 1]
 
 

@@ -64,6 +64,7 @@ class Stack:
         spin_us: How long an adaptive thread goes on polling after it last found something.
         cpu: CPU that the thread is pinned to.
         pcap: File to write all frames to, in pcapng format.
+        tenants: Its applications don't trust each other: none may fix sequence numbers.
         settings: Fields of `machnet.config.Settings`.
 
     Raises:
@@ -86,6 +87,7 @@ class Stack:
         spin_us: float = 50.0,
         cpu: int | None = None,
         pcap: str | os.PathLike[str] | None = None,
+        tenants: bool = False,
         **settings: Any,
     ) -> None:
         if poll not in _POLL_MODES:
@@ -95,6 +97,7 @@ class Stack:
         if not 0 <= spin_us < math.inf:
             raise ValueError(f"spin_us: {spin_us!r} is no number of microseconds from 0 on")
         config = native_config(ip, gateway, convert(Settings, settings, "Stack"))
+        config.isn_option = not tenants
         owned: list[Nic] = []
         try:
             base = nic if isinstance(nic, Nic) else open_nic(nic, mtu)

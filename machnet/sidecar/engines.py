@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: MIT
+"""The sidecar's NICs with their engines, and the channels that are lent to applications."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import time
+from typing import Any
+
+from machnet._native import ffi, lib
+from machnet.errors import os_error
+from machnet.sidecar.config import NicConfig
+from machnet.sidecar.protocol import Geometry
+from machnet.stack.nics import Nic, Tap, open_nic, with_faults
+from machnet.stack.stack import Stack
+
+__all__ = ["Engines", "Lent", "Port", "Recorder", "SwitchedNic"]
+
+LINGER_DEFAULT: int = lib.MN_LINGER_DEFAULT
+#: How many bytes a pipe of a capture holds, when the system permits it.
+PIPE_BYTES = 1 << 20
+_CAPTURE_BUF_BYTES = 4 << 20
+_F_SETPIPE_SZ = 1031
+_TAP_FD = re.compile(r"tap:fd=(\d{1,9})(?=\?|$)")
+_DRAIN_STEP_S = 0.005
+
+
+class SwitchedNic(Nic):
+    """Middleware: a NIC whose frames can be recorded while an engine runs on it.
+
+    Args:
+        inner: Stays the caller's.
+    """
+
+    def __init__(self, inner: Nic) -> None:
+        out = ffi.new("struct mn_nic **")
+        rc = lib.mn_capswitch_open(inner.native, out)
+        if rc < 0:
+            raise os_error(-rc, f"{inner}")
+        self._inner = inner
+        self.realtime = inner.realtime
+        super().__init__(out[0], inner.name)
+
+    def watchers(self) -> list[tuple[Any, Any]]:
+        """The inner NIC's, and its own for the stamps of a capture."""
+        mine = (ffi.addressof(lib, "mn_capswitch_set_now"), self.native)
+        return [*self._inner.watchers(), mine]
+
+    def prepare(self, ip: str, isn: int | None) -> int | None:
+        """What the inner NIC needs."""
+        return self._inner.prepare(ip, isn)
+
+    def _release(self) -> None:
+        lib.mn_capswitch_close(self._handle)
+
+
+class Recorder:
+    """Writes what passes a switched NIC to a pipe, in pcapng format, until `stop`.
+
+    A reader that is too slow loses frames, which are counted; it never holds the engine up.
+
+    Args:
+        stack: The stack on the NIC.
+        nic: The NIC.
+        snaplen: Bytes kept of each frame; 0: all.
+
+    Raises:
+        OSError: ``EBUSY``: another capture is on.
+    """
+
+    def __init__(self, stack: Stack, nic: SwitchedNic, snaplen: int = 0) -> None:
+        self._stack, self._nic = stack, nic
+        self._on = False
+        self._writer: Any = None
+        reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        #: The end that is read from; the caller closes it.
+        self.reader = reader
+        with contextlib.suppress(OSError):
+            import fcntl
+
+            fcntl.fcntl(writer, _F_SETPIPE_SZ, PIPE_BYTES)
+        config, out = ffi.new("struct mn_pcapng_config *"), ffi.new("struct mn_pcapng **")
+        app = ffi.new("char[]", b"machnet")
+        config.fd, config.app, config.buf_bytes = writer, app, _CAPTURE_BUF_BYTES
+        rc = lib.mn_pcapng_open(config, out)
+        if rc < 0:
+            os.close(writer)
+            os.close(reader)
+            raise os_error(-rc, "capture")
+        self._writer = out[0]
+        name = ffi.new("char[]", nic.name.encode())
+        capture = ffi.new("struct mn_capture_config *")
+        capture.writer, capture.if_name, capture.snaplen = self._writer, name, snaplen
+        capture.epoch_ns = time.time_ns() - time.monotonic_ns()
+        rc = self._order("mn_capswitch_on", capture)
+        if rc < 0:
+            os.close(reader)
+            self.close()
+            raise os_error(-rc, f"capture on {nic}")
+        self._on = True
+
+    def _order(self, what: str, config: Any = ffi.NULL) -> int:
+        order = ffi.new("struct mn_capswitch_order *")
+        order.nic, order.cfg = self._nic.native, config
+        function = ffi.addressof(lib, what)
+        return int(lib.mn_stack_run(self._stack.core.native, function, order))
+
+    def flush(self) -> bool:
+        """Hand over what has gathered; False: nobody reads any more."""
+        if self._on:
+            rc = self._order("mn_capswitch_flush")
+        else:
+            rc = int(lib.mn_pcapng_flush(self._writer))
+        return rc != -errno.EPIPE
+
+    def stop(self) -> None:
+        """Record no more; `flush` and `close` are still to come."""
+        if self._on:
+            self._on = False
+            self._order("mn_capswitch_off")
+
+    def stats(self) -> dict[str, int]:
+        """Frames written and dropped, after `stop`."""
+        out = ffi.new("struct mn_pcapng_stats *")
+        lib.mn_pcapng_get_stats(self._writer, out)
+        return {"frames": int(out.packets), "dropped": int(out.dropped)}
+
+    def drained(self) -> bool:
+        """Whether all is handed over, after `stop`."""
+        return bool(lib.mn_pcapng_flush(self._writer) == 0)
+
+    def close(self) -> None:
+        """End the file. Again: nothing."""
+        if self._writer is not None:
+            self.stop()
+            lib.mn_pcapng_close(self._writer)
+            self._writer = None
+
+
+class Port:
+    """One NIC of the configuration with its engines, running."""
+
+    def __init__(self, config: NicConfig) -> None:
+        self.config = config
+        self._closing = contextlib.ExitStack()
+        with contextlib.ExitStack() as opened:
+            base = _open(config)
+            opened.callback(base.close)
+            self.nic = base
+            cpus = config.cpus()
+            self.switches: list[SwitchedNic] = []
+            self.stacks: list[Stack] = []
+            for number, view in enumerate(_views(base, config.engine_threads, opened)):
+                switch = SwitchedNic(view)
+                opened.callback(switch.close)
+                stack = Stack(
+                    switch,
+                    config.address,
+                    config.gateway,
+                    thread=True,
+                    poll=config.poll,
+                    spin_us=config.spin_us,
+                    cpu=cpus[number] if cpus else None,
+                    tenants=True,
+                    **config.settings.given(),
+                )
+                opened.callback(stack.close, 0)
+                self.switches.append(switch)
+                self.stacks.append(stack)
+            self._closing = opened.pop_all()
+
+    def describe(self) -> dict[str, Any]:
+        """What there is, for the log and for admin."""
+        return {
+            "nic": self.nic.name,
+            "mac": self.nic.mac,
+            "ip": self.config.address,
+            "gateway": self.config.gateway,
+            "mtu": self.nic.mtu,
+            "engines": len(self.stacks),
+            "poll": self.config.poll,
+        }
+
+    def close(self) -> None:
+        """End the engines without a word, then the NIC."""
+        self._closing.close()
+
+
+def _open(config: NicConfig) -> Nic:
+    from machnet.sim.nicstr import parse_nic
+
+    spec = parse_nic(config.nic)
+    if spec.scheme != "tap":
+        return open_nic(config.nic, config.mtu)
+    options: dict[str, Any] = {"mtu": config.mtu, "mac": config.mac, "offload": not spec.faults}
+    inherited = _TAP_FD.match(config.nic)
+    if inherited:
+        return with_faults(Tap(fd=int(inherited[1]), **options), spec)
+    return with_faults(Tap(spec.rest, kernel_ip=config.kernel_ip, **options), spec)
+
+
+def _views(base: Nic, engines: int, opened: contextlib.ExitStack) -> list[Nic]:
+    """A NIC for each engine."""
+    if engines == 1:
+        return [base]
+    raise ValueError(f"engine_threads: {engines}: this version runs one engine on a NIC")
+
+
+class Lent:
+    """A channel over all engines, as the sidecar holds it while an application has it.
+
+    Args:
+        stacks: One for each lane.
+        geometry: Its sizes.
+
+    Raises:
+        OSError: What there is no room for.
+    """
+
+    def __init__(self, stacks: list[Stack], geometry: Geometry) -> None:
+        self.geometry = geometry._replace(n_lanes=len(stacks))
+        native, out = native_geometry(self.geometry), ffi.new("struct mn_lent **")
+        array = ffi.new("struct mn_stack *[]", [stack.core.native for stack in stacks])
+        self._fds = ffi.new("struct mn_chan_fds *")
+        rc = lib.mn_lend(out, array, len(stacks), native, self._fds)
+        if rc < 0:
+            raise os_error(-rc, "a channel")
+        self._native = out[0]
+
+    def descriptors(self) -> list[int]:
+        """The application's: memory, wake-up, then one kick for each lane."""
+        fds = self._fds
+        return [fds.memfd, fds.wake, *(fds.kick[i] for i in range(fds.n_lanes))]
+
+    def sent(self) -> None:
+        """The application has its descriptors: close ours of them. Again: nothing."""
+        if self._fds is not None:
+            lib.mn_chan_fds_close(self._fds)
+            self._fds = None
+
+    def close(self, linger_ms: int = LINGER_DEFAULT) -> None:
+        """The application is gone: what it published is still sent. Again: nothing."""
+        self.sent()
+        if self._native is not None:
+            lib.mn_lent_close(self._native, linger_ms)
+            self._native = None
+
+
+def native_geometry(geometry: Geometry) -> Any:
+    """As a ``struct mn_chan_geometry *``."""
+    native = ffi.new("struct mn_chan_geometry *")
+    for name, value in geometry._asdict().items():
+        setattr(native, name, value)
+    return native
+
+
+def channel_bytes(geometry: Geometry) -> int:
+    """Bytes of a channel's memory; 0: there can't be such a channel."""
+    return int(lib.mn_chan_bytes(native_geometry(geometry)))
+
+
+class Engines:
+    """All NICs of a configuration, running.
+
+    Raises:
+        OSError, ValueError, MemoryError: One of them can't be opened; none is then.
+    """
+
+    def __init__(self, nics: tuple[NicConfig, ...]) -> None:
+        self.ports: list[Port] = []
+        try:
+            for config in nics:
+                try:
+                    self.ports.append(Port(config))
+                except (OSError, ValueError) as error:
+                    kind = OSError if isinstance(error, OSError) else ValueError
+                    raise kind(*_labelled(config.label, error)) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def stacks(self) -> list[Stack]:
+        """All engines, in the order of a channel's lanes."""
+        return [stack for port in self.ports for stack in port.stacks]
+
+    def lend(self, geometry: Geometry) -> Lent:
+        """A channel for an application.
+
+        Raises:
+            OSError: ``ENOMEM``, ``ENOSPC`` (too many channels), ``EMFILE``, ``EINVAL``.
+        """
+        return Lent(self.stacks, geometry)
+
+    def owing(self) -> int:
+        """Connections that still owe their peer something."""
+        total, out = 0, ffi.new("uint32_t *")
+        for stack in self.stacks:
+            if lib.mn_stack_owing(stack.core.native, out) == 0:
+                total += out[0]
+        return total
+
+    def close(self) -> None:
+        """End all engines. Connections that are left vanish without a word. Again: nothing."""
+        while self.ports:
+            self.ports.pop().close()
+
+
+def _labelled(label: str, error: Exception) -> tuple[Any, ...]:
+    if isinstance(error, OSError) and error.errno is not None:
+        return (error.errno, f"{label}: {error.strerror or os.strerror(error.errno)}")
+    return (f"{label}: {error}",)
