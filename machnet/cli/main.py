@@ -13,6 +13,12 @@ import machnet
 #: Subcommand, the module whose ``main`` it is, and its line in ``machnet --help``. A command whose
 #: module is not part of this installation is not offered.
 COMMANDS = {
+    "capture": ("machnet.cli.capture", "Record what passes the NIC of a sidecar."),
+    "check": ("machnet.cli.check", "Check the configuration of a sidecar."),
+    "run": ("machnet.cli.run", "Run the sidecar: it owns the NIC, applications attach to it."),
+    "ss": ("machnet.cli.ss", "List the connections of a sidecar."),
+    "stat": ("machnet.cli.stat", "Show the counters of a sidecar."),
+    "top": ("machnet.cli.top", "Watch a sidecar: rates, connections, applications."),
     "dissector": ("machnet.cli.dissector", "Wireshark's dissector of the message protocol."),
     "demo": ("machnet.cli.demo", "Message rates between machnet and Linux's own TCP."),
 }

@@ -36,7 +36,9 @@ def peer_of(sock: socket.socket) -> Peer:
         OSError: The kernel does not say.
     """
     size = struct.calcsize("3i")
-    pid, uid, gid = struct.unpack("3I", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    pid, uid, gid = struct.unpack(
+        "3I", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    )
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 64)
     except OSError:

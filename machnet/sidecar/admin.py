@@ -7,6 +7,7 @@ thread does it, and the loop hands the answers over.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -133,7 +134,7 @@ def sockets(engines: Engines, channels: list[ChannelRecord]) -> list[dict[str, A
 
 def counters(engines: Engines) -> list[dict[str, Any]]:
     """What each engine has counted, and what it holds."""
-    found = []
+    found: list[dict[str, Any]] = []
     for port in engines.ports:
         for stack in port.stacks:
             found.append(
@@ -194,10 +195,8 @@ class Admin:
             except (OSError, ValueError, RuntimeError) as error:
                 found = {"error": str(error)}  # the engines are being closed
             self._answers.put((connection, number, found))
-            try:
+            with contextlib.suppress(BlockingIOError):  # then it is readable already
                 os.write(self._wake, b"x")
-            except BlockingIOError:
-                pass  # it is readable
 
     def close(self) -> None:
         """End the thread. Again: nothing."""

@@ -42,7 +42,8 @@ SOCKET_DEFAULT = "/var/run/machnet/machnet_ctrl.sock"
 #: A UNIX socket's path has room for so many bytes, and a zero byte.
 SOCKET_BYTES_MAX = 107
 ENGINES_MAX = 16
-_U32 = 2**32 - 1
+#: Of the controller's settings, those that only a new process takes over.
+FIXED = ("socket", "mode", "metrics", "log_format")
 _CONFIG_BYTES_MAX = 1 << 20
 
 
@@ -211,7 +212,9 @@ def _shown(value: Any) -> str:
 
 def _struct(kind: type[Any], value: Any, place: str, problems: list[str], **given: Any) -> Any:
     """``value`` as a struct; what is wrong is added to ``problems`` and left out."""
-    fields = {field.name: field for field in msgspec.structs.fields(kind) if field.name not in given}
+    fields = {
+        field.name: field for field in msgspec.structs.fields(kind) if field.name not in given
+    }
     for name, item in _object(value, place, problems).items():
         where = f"{place}.{name}"
         if name not in fields:
@@ -330,8 +333,9 @@ def changes(old: Config, new: Config) -> list[str]:
     found = []
     if old.nics != new.nics:
         found.append("machnet_config")
-    for name in ("socket", "mode", "metrics", "log_format"):
-        if getattr(old.controller, name) != getattr(new.controller, name):
-            found.append(f"controller.{name}")
+    found += [
+        f"controller.{name}"
+        for name in FIXED
+        if getattr(old.controller, name) != getattr(new.controller, name)
+    ]
     return found
-

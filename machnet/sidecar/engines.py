@@ -151,6 +151,7 @@ class Port:
             opened.callback(base.close)
             self.nic = base
             cpus = config.cpus()
+            settings: dict[str, Any] = config.settings.given()
             self.switches: list[SwitchedNic] = []
             self.stacks: list[Stack] = []
             for number, view in enumerate(_views(base, config.engine_threads, opened)):
@@ -165,7 +166,7 @@ class Port:
                     spin_us=config.spin_us,
                     cpu=cpus[number] if cpus else None,
                     tenants=True,
-                    **config.settings.given(),
+                    **settings,
                 )
                 opened.callback(stack.close, 0)
                 self.switches.append(switch)
@@ -229,6 +230,15 @@ class Lent:
         if rc < 0:
             raise os_error(-rc, "a channel")
         self._native = out[0]
+        self._stacks = stacks  # they must not be freed before
+
+    def lanes(self) -> tuple[int, ...]:
+        """Its number in each engine."""
+        return tuple(lib.mn_lent_lane(self._native, i) for i in range(self.geometry.n_lanes))
+
+    def dead(self) -> int:
+        """Why it has ended because its application broke the rules, an errno; 0: it has not."""
+        return max(int(lib.mn_lent_dead(self._native)), 0)
 
     def descriptors(self) -> list[int]:
         """The application's: memory, wake-up, then one kick for each lane."""
@@ -275,7 +285,7 @@ class Engines:
             for config in nics:
                 try:
                     self.ports.append(Port(config))
-                except (OSError, ValueError) as error:
+                except (OSError, ValueError) as error:  # noqa: PERF203 - a handful, once
                     kind = OSError if isinstance(error, OSError) else ValueError
                     raise kind(*_labelled(config.label, error)) from error
         except BaseException:

@@ -34,7 +34,9 @@ class Log:
         stream: None: standard error.
     """
 
-    def __init__(self, level: str = "info", form: str = "text", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, level: str = "info", form: str = "text", stream: TextIO | None = None
+    ) -> None:
         self.set_level(level)
         self._json = form == "json"
         self._stream = stream if stream is not None else sys.stderr

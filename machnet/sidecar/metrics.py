@@ -38,6 +38,7 @@ _CONTROLLER = {
     "hello_timeouts": "connections ended because they did not say hello",
     "hello_evicted": "connections without a hello that had to make room",
     "captures": "captures begun",
+    "channels_broken": "channels ended because their application broke the rules",
 }
 _HOST = {
     "passes": "passes of the engine's thread",
@@ -69,10 +70,10 @@ class _Collector(Collector):
                 family.add_metric(values, row["stats"][name])
             yield family
         for name in rows[0][1]["usage"] if rows else ():
-            family = GaugeMetricFamily(f"machnet_{name}", f"{name} in use", labels=labels)
+            gauge = GaugeMetricFamily(f"machnet_{name}", f"{name} in use", labels=labels)
             for values, row in rows:
-                family.add_metric(values, row["usage"][name])
-            yield family
+                gauge.add_metric(values, row["usage"][name])
+            yield gauge
         for name, what in _HOST.items():
             family = CounterMetricFamily(f"machnet_engine_{name}", what, labels=labels)
             for values, row in rows:
@@ -121,10 +122,12 @@ class _Handler(WSGIRequestHandler):
     timeout = _PATIENCE_S
 
     def address_string(self) -> str:
-        return "unix" if isinstance(self.client_address, str) else super().address_string()
+        client: Any = self.client_address
+        return super().address_string() if isinstance(client, tuple) else "unix"
 
     def get_environ(self) -> dict[str, Any]:
-        if not self.client_address:
+        client: Any = self.client_address
+        if not client:  # a UNIX socket's other end has no name
             self.client_address = ("unix", 0)
         return super().get_environ()
 
@@ -198,7 +201,7 @@ class MetricsServer:
     @property
     def address(self) -> str:
         """Where it is, with the port that was chosen."""
-        bound = self._server.server_address
+        bound: Any = self._server.server_address
         return f"unix:{bound}" if isinstance(bound, str) else f"{bound[0]}:{bound[1]}"
 
     def close(self) -> None:

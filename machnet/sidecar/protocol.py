@@ -145,5 +145,15 @@ class Reply(NamedTuple):
             raise MalformedError(f"the magic number is {magic:#x}")
         text = why.partition(b"\0")[0].decode(errors="replace")
         return cls(
-            op, number, status, channel, value, n_fds, Geometry(*geo), chan_version, pid, text, version
+            op,
+            number,
+            status,
+            channel,
+            value,
+            n_fds,
+            Geometry(*geo),
+            chan_version,
+            pid,
+            text,
+            version,
         )

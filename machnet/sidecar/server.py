@@ -41,6 +41,7 @@ HELLO_S = 5.0
 _ACCEPTS = 64
 _CHAN_VERSION: int = lib.MN_CHAN_VERSION
 
+
 class Server:
     """The controller of a sidecar.
 
@@ -369,6 +370,15 @@ class Server:
         connection.memory_bytes -= record.bytes
         connection.flows -= lent.geometry.flows_max * lent.geometry.n_lanes
         self.counters["detaches"] += 1
+        if lent.dead():
+            self.counters["channels_broken"] += 1
+            self._log.warning(
+                "channel_broken",
+                pid=record.pid,
+                name=record.name,
+                channel=number,
+                error=errno.errorcode.get(lent.dead(), ""),
+            )
         lent.close(linger_ms)
 
     # ---- operators -------------------------------------------------------------------------------
@@ -393,9 +403,7 @@ class Server:
         except Refused as refusal:
             self._refuse(connection, request, refusal.number, str(refusal))
 
-    def _begin_capture(
-        self, connection: Connection, request: Request, question: Question
-    ) -> None:
+    def _begin_capture(self, connection: Connection, request: Request, question: Question) -> None:
         if connection.capture is not None:
             raise Refused(errno.EBUSY, "this connection records already")
         try:
@@ -474,8 +482,10 @@ class Server:
         self.admin.close()
         self._selector.close()
 
+
 def _sizes(geometry: Geometry) -> str:
     return ", ".join(f"{name} {value}" for name, value in geometry._asdict().items())
+
 
 def raise_descriptor_limit() -> None:
     """As many descriptors as this process may have: each channel takes some."""
@@ -484,4 +494,3 @@ def raise_descriptor_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 1 << 20 if hard == resource.RLIM_INFINITY else hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-

@@ -88,6 +88,7 @@ int mn_lend(struct mn_lent **out, struct mn_stack *const *stacks, uint32_t n,
             const struct mn_chan_geometry *geo, struct mn_chan_fds *fds);
 int mn_lent_close(struct mn_lent *l, uint32_t linger_ms);
 int mn_lent_dead(const struct mn_lent *l);
+int mn_lent_lane(const struct mn_lent *l, uint32_t i);
 void mn_chan_fds_close(struct mn_chan_fds *fds);
 int mn_chan_attach(struct mn_chan **out, const struct mn_chan_fds *fds, uint64_t spin_ns);
 int mn_chan_geometry(struct mn_chan *c, struct mn_chan_geometry *out);

@@ -185,6 +185,8 @@ int mn_lent_close(struct mn_lent *l, uint32_t linger_ms);
 /* Why the channel is dead on one of its lanes (the application broke the rules), as a positive
  * errno; 0 while it lives; -EPIPE (a closed stack), -EBUSY, -ECHILD. */
 int mn_lent_dead(const struct mn_lent *l);
+/* Which channel of stacks[i] it is: struct mn_sock_info's `lane`. -EINVAL. */
+int mn_lent_lane(const struct mn_lent *l, uint32_t i);
 void mn_chan_fds_close(struct mn_chan_fds *fds);
 /* A chan over such descriptors, which become its own on success. The end of the lender's process,
  * or of the loan, is -EPIPE for all calls, once everything that had come in was received. 0;

@@ -282,6 +282,11 @@ int mn_lent_close(struct mn_lent *l, uint32_t linger_ms)
     return 0;
 }
 
+int mn_lent_lane(const struct mn_lent *l, uint32_t i)
+{
+    return i < l->geo.n_lanes ? (int)l->lanes[i].lane : -EINVAL;
+}
+
 static int64_t call_dead(struct mn_stack *s, void *arg)
 {
     return mn_engine_lane_dead(s->engine, *(const uint32_t *)arg);
