@@ -21,6 +21,7 @@ CDEFS = (
     ("machnet/stack/host", "host.h"),
     ("machnet/sim", "sim.h"),
     ("machnet/cli", "cli.h"),
+    ("machnet/shim", "client.h"),
 )
 
 #: What the extension says about its own build; needs no other source.

@@ -226,6 +226,12 @@ int mn_remote_fd(struct mn_chan *c)
     return fd;
 }
 
+void mn_chan_forsake(struct mn_chan *c)
+{
+    atomic_store(&c->closing, 1);
+    atomic_store(&c->busy, 0);
+}
+
 int mn_chan_geometry(struct mn_chan *c, struct mn_chan_geometry *out)
 {
     int rc = mn_chan_take(c);

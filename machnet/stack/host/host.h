@@ -193,6 +193,9 @@ void mn_chan_fds_close(struct mn_chan_fds *fds);
  * -EPROTO (not a channel of this version, not sealed), -EINVAL (descriptors, lanes), -ENOMEM, and
  * what mmap and so on say. */
 int mn_chan_attach(struct mn_chan **out, const struct mn_chan_fds *fds, uint64_t spin_ns);
+/* In a forked child: calls on this copy of an attached chan answer -EBADF from now on. It is for a
+ * handler of fork: no call of the parent that was under way there ever ends. */
+void mn_chan_forsake(struct mn_chan *c);
 /* What the chan was made with; -EBADF once closed. */
 int mn_chan_geometry(struct mn_chan *c, struct mn_chan_geometry *out);
 /* Address of the engine of an attached chan's lane, in host order; 0 when there is none. */
