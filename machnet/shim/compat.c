@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The interface of the original library, for programs that were built for it: the signatures of its
- * main branch, or with MN_SHIM_COMPAT_TCP those of its TCP branch, whose listen and connect have one
- * argument more. What such programs rely on holds: -1 of a receive means that a message was larger
- * than the buffer, and gone; the end of a flow is never told; nothing is 0.
+ * main branch, or with MN_SHIM_COMPAT_TCP those of its TCP branch, whose listen and connect have
+ * one argument more. What such programs rely on holds: -1 of a receive means that a message was
+ * larger than the buffer, and gone; the end of a flow is never told; nothing is 0.
  */
 #define MACHNET_TYPES_ONLY
 #include <sys/types.h>
@@ -121,10 +121,9 @@ static int compat_connect(void *channel, const char *local_ip, const char *remot
     int rc = mn_shim_enter(ctx);
 
     if (rc == 0) {
-        rc = protocol == MACHNET_PROTO_STREAM
-                 ? -EPROTONOSUPPORT
-                 : mn_shim_connect(ctx, local_ip, remote_ip, port, protocol | MACHNET_NO_EINTR,
-                                   flow);
+        rc = protocol == MACHNET_PROTO_STREAM ? -EPROTONOSUPPORT
+                                              : mn_shim_connect(ctx, local_ip, remote_ip, port,
+                                                                protocol | MACHNET_NO_EINTR, flow);
         mn_shim_leave(ctx);
     }
     return rc < 0 ? fail("machnet_connect", rc) : 0;

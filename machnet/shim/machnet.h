@@ -44,8 +44,8 @@ extern "C" {
 /* One application thread's connection to the sidecar. */
 typedef struct MachnetChannelCtx MachnetChannelCtx_t;
 
-/* A flow by its addresses, in host byte order: source first. machnet_connect fills it with this side
- * as the source, machnet_recv with the sender. machnet_send takes either. */
+/* A flow by its addresses, in host byte order: source first. machnet_connect fills it with this
+ * side as the source, machnet_recv with the sender. machnet_send takes either. */
 struct MachnetFlow {
     uint32_t src_ip;
     uint32_t dst_ip;
@@ -173,8 +173,8 @@ int machnet_sendmmsg(MachnetChannelCtx_t *ctx, const MachnetMsgHdr_t *msghdrs, i
  *        with *flow zeroed: EPIPE, the sidecar is gone.
  * A clean close by the peer is not reported here: see machnet_flow_error. */
 int machnet_recv(MachnetChannelCtx_t *ctx, void *buf, size_t buf_size, MachnetFlow_t *flow);
-/* The same into pieces, with the flow in flow_info and the size in msg_size, after EMSGSIZE too: 1 a
- * message, 0 nothing there, -1 as above. */
+/* The same into pieces, with the flow in flow_info and the size in msg_size, after EMSGSIZE too: 1
+ * a message, 0 nothing there, -1 as above. */
 int machnet_recvmsg(MachnetChannelCtx_t *ctx, MachnetMsgHdr_t *msghdr);
 /* The same, but waits: timeout_us microseconds at most (then 0); negative: for ever. EINTR. */
 int machnet_recv_wait(MachnetChannelCtx_t *ctx, MachnetMsgHdr_t *msghdr, int64_t timeout_us);

@@ -106,9 +106,9 @@ int64_t mn_shim_stream_recv(MachnetChannelCtx_t *ctx, void *buf, uint64_t size, 
 int64_t mn_shim_send(MachnetChannelCtx_t *ctx, const MachnetFlow_t *flow, const void *buf,
                      uint64_t len);
 int64_t mn_shim_sendmsg(MachnetChannelCtx_t *ctx, const MachnetMsgHdr_t *msg);
-/* 1: a message, or bytes of a stream, of *len bytes; 0: nothing there; MN_SHIM_END: *flow has ended,
- * *len is the errno; -EMSGSIZE: the message is of *len bytes and stays. *flow is the sender, zeros
- * when it is about none. recvmsg, recv_wait: *len is msg_size. */
+/* 1: a message, or bytes of a stream, of *len bytes; 0: nothing there; MN_SHIM_END: *flow has
+ * ended, *len is the errno; -EMSGSIZE: the message is of *len bytes and stays. *flow is the sender,
+ * zeros when it is about none. recvmsg, recv_wait: *len is msg_size. */
 #define MN_SHIM_END 2
 int mn_shim_recv(MachnetChannelCtx_t *ctx, void *buf, uint64_t size, MachnetFlow_t *flow,
                  uint32_t *len);

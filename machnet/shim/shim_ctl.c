@@ -41,7 +41,8 @@ static int parse_ip(const char *text, uint32_t *ip)
     return 0;
 }
 
-/* The answer to a command: its status, or -EINTR, -ETIMEDOUT (then nobody waits for it any more). */
+/* The answer to a command: its status, or -EINTR, -ETIMEDOUT (then nobody waits for it any more).
+ */
 static int await(MachnetChannelCtx_t *ctx, int64_t token, struct mn_ctl_evt *evt,
                  uint32_t timeout_ms, bool no_eintr)
 {
@@ -182,5 +183,5 @@ int mn_shim_flow_error(MachnetChannelCtx_t *ctx, const MachnetFlow_t *flow)
     if (rc < 0) {
         return rc;
     }
-    return info.error != 0 ? info.error : info.eof ? ENOTCONN : 0;
+    return info.error != 0 ? info.error : info.eof || !info.live ? ENOTCONN : 0;
 }

@@ -22,8 +22,8 @@ static uint32_t bucket_of(const MachnetChannelCtx_t *ctx, const MachnetFlow_t *a
 {
     uint64_t ips = (uint64_t)a->src_ip << 32 | a->dst_ip;
     uint64_t ports = (uint64_t)a->src_port << 16 | a->dst_port;
-    uint64_t sum = (ips + ctx->keys[0]) * (ctx->keys[1] | 1) +
-                   (ports + ctx->keys[2]) * (ctx->keys[3] | 1);
+    uint64_t sum =
+        (ips + ctx->keys[0]) * (ctx->keys[1] | 1) + (ports + ctx->keys[2]) * (ctx->keys[3] | 1);
 
     return (uint32_t)((sum ^ sum >> 32) * UINT64_C(0x9e3779b97f4a7c15) >> (64 - BUCKET_BITS));
 }

@@ -56,7 +56,8 @@ int64_t mn_shim_stream_recv(MachnetChannelCtx_t *ctx, void *buf, uint64_t size, 
         *id = ctx->streams[at];
         n = mn_chan_stream_recv(ctx->chan, *id, buf, size, 0);
         if (n == 0 || (n < 0 && n != -EAGAIN)) {
-            mn_shim_stream_drop(ctx, *id); /* the last one has come here: look at this place again */
+            mn_shim_stream_drop(ctx,
+                                *id); /* the last one has come here: look at this place again */
             if (n == 0) {
                 continue; /* a clean end; sending may go on */
             }
