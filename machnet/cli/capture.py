@@ -61,6 +61,7 @@ class Merger:
             self._block(stream, kind, data[at : at + length])
             at += length
         self._rest[stream] = data[at:]
+        self._file.flush()  # somebody may be looking
 
     def _block(self, stream: int, kind: int, block: bytes) -> None:
         if kind == _SECTION:

@@ -15,7 +15,7 @@ from machnet.sidecar.protocol import PACKET_BYTES_MAX, MalformedError
 if TYPE_CHECKING:
     from machnet.sidecar.access import Peer
     from machnet.sidecar.captures import Capture
-    from machnet.sidecar.engines import Lent
+    from machnet.stack.lending import Lent
 
 __all__ = ["Connection"]
 
@@ -29,6 +29,7 @@ class Connection:
         peer: Who it is, as the kernel says.
         name: What it calls itself, once it has said hello; None before.
         channels: What it has attached, by number.
+        attached: Whether it ever had a channel: an application, not an operator's command.
         busy: A question of its is being answered: nothing is to be read.
     """
 
@@ -37,6 +38,7 @@ class Connection:
         self.peer = peer
         self.name: str | None = None
         self.channels: dict[int, Lent] = {}
+        self.attached = False
         self.memory_bytes = 0
         self.flows = 0
         self.capture: Capture | None = None

@@ -11,21 +11,21 @@ import time
 from typing import Any
 
 from machnet._native import ffi, lib
+from machnet.config import ChannelSettings
 from machnet.errors import os_error
 from machnet.sidecar.config import NicConfig
 from machnet.sidecar.protocol import Geometry
+from machnet.stack.lending import Lent, lend
 from machnet.stack.nics import Nic, Tap, open_nic, with_faults
 from machnet.stack.stack import Stack
 
-__all__ = ["Engines", "Lent", "Port", "Recorder", "SwitchedNic"]
+__all__ = ["Engines", "Port", "Recorder", "SwitchedNic", "channel_bytes"]
 
-LINGER_DEFAULT: int = lib.MN_LINGER_DEFAULT
 #: How many bytes a pipe of a capture holds, when the system permits it.
 PIPE_BYTES = 1 << 20
 _CAPTURE_BUF_BYTES = 4 << 20
 _F_SETPIPE_SZ = 1031
 _TAP_FD = re.compile(r"tap:fd=(\d{1,9})(?=\?|$)")
-_DRAIN_STEP_S = 0.005
 
 
 class SwitchedNic(Nic):
@@ -210,55 +210,6 @@ def _views(base: Nic, engines: int, opened: contextlib.ExitStack) -> list[Nic]:
     raise ValueError(f"engine_threads: {engines}: this version runs one engine on a NIC")
 
 
-class Lent:
-    """A channel over all engines, as the sidecar holds it while an application has it.
-
-    Args:
-        stacks: One for each lane.
-        geometry: Its sizes.
-
-    Raises:
-        OSError: What there is no room for.
-    """
-
-    def __init__(self, stacks: list[Stack], geometry: Geometry) -> None:
-        self.geometry = geometry._replace(n_lanes=len(stacks))
-        native, out = native_geometry(self.geometry), ffi.new("struct mn_lent **")
-        array = ffi.new("struct mn_stack *[]", [stack.core.native for stack in stacks])
-        self._fds = ffi.new("struct mn_chan_fds *")
-        rc = lib.mn_lend(out, array, len(stacks), native, self._fds)
-        if rc < 0:
-            raise os_error(-rc, "a channel")
-        self._native = out[0]
-        self._stacks = stacks  # they must not be freed before
-
-    def lanes(self) -> tuple[int, ...]:
-        """Its number in each engine."""
-        return tuple(lib.mn_lent_lane(self._native, i) for i in range(self.geometry.n_lanes))
-
-    def dead(self) -> int:
-        """Why it has ended because its application broke the rules, an errno; 0: it has not."""
-        return max(int(lib.mn_lent_dead(self._native)), 0)
-
-    def descriptors(self) -> list[int]:
-        """The application's: memory, wake-up, then one kick for each lane."""
-        fds = self._fds
-        return [fds.memfd, fds.wake, *(fds.kick[i] for i in range(fds.n_lanes))]
-
-    def sent(self) -> None:
-        """The application has its descriptors: close ours of them. Again: nothing."""
-        if self._fds is not None:
-            lib.mn_chan_fds_close(self._fds)
-            self._fds = None
-
-    def close(self, linger_ms: int = LINGER_DEFAULT) -> None:
-        """The application is gone: what it published is still sent. Again: nothing."""
-        self.sent()
-        if self._native is not None:
-            lib.mn_lent_close(self._native, linger_ms)
-            self._native = None
-
-
 def native_geometry(geometry: Geometry) -> Any:
     """As a ``struct mn_chan_geometry *``."""
     native = ffi.new("struct mn_chan_geometry *")
@@ -301,9 +252,13 @@ class Engines:
         """A channel for an application.
 
         Raises:
-            OSError: ``ENOMEM``, ``ENOSPC`` (too many channels), ``EMFILE``, ``EINVAL``.
+            ValueError: There can't be one of these sizes.
+            OSError: ``ENOSPC`` (``lanes_max`` channels), ``EMFILE`` and so on.
+            MemoryError: There is no address space for it.
         """
-        return Lent(self.stacks, geometry)
+        names = ChannelSettings.__struct_fields__
+        sizes = {name: value for name, value in geometry._asdict().items() if name in names}
+        return lend(self.stacks, ChannelSettings(**sizes))
 
     def owing(self) -> int:
         """Connections that still owe their peer something."""

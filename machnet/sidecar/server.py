@@ -22,7 +22,7 @@ from machnet.sidecar.access import AllowList, peer_of
 from machnet.sidecar.admin import Admin, ChannelRecord, Question, Refused
 from machnet.sidecar.captures import TICK_S, Captures
 from machnet.sidecar.conn import Connection, memfd_of
-from machnet.sidecar.engines import LINGER_DEFAULT, channel_bytes
+from machnet.sidecar.engines import channel_bytes
 from machnet.sidecar.protocol import VERSION, Geometry, MalformedError, Op, Reply, Request
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ HELLO_S = 5.0
 #: Connections accepted before others get their turn.
 _ACCEPTS = 64
 _CHAN_VERSION: int = lib.MN_CHAN_VERSION
+LINGER_DEFAULT: int = lib.MN_LINGER_DEFAULT
 
 
 class Server:
@@ -231,7 +232,7 @@ class Server:
             self._selector.unregister(connection.sock)
         self._pending.pop(connection, None)
         self._connections.discard(connection)
-        if connection.name is not None:
+        if connection.attached:
             self._log.info(
                 "application_gone",
                 pid=connection.peer.pid,
@@ -274,7 +275,7 @@ class Server:
         del self._pending[connection]
         self.counters["hellos"] += 1
         peer = connection.peer
-        self._log.info("application", pid=peer.pid, uid=peer.uid, name=connection.name)
+        self._log.debug("hello", pid=peer.pid, uid=peer.uid, name=connection.name)
         self._reply(connection, Reply(request.op, request.id))
 
     def _hello_refusal(self, connection: Connection, request: Request) -> tuple[int, str] | None:
@@ -306,24 +307,26 @@ class Server:
             return
         try:
             lent = self._engines.lend(geometry)
-        except OSError as error:
-            number = error.errno or errno.EIO
-            why = "its sizes don't go together" if number == errno.EINVAL else str(error.strerror)
-            self._refuse(connection, request, number, why)
+        except (OSError, ValueError, MemoryError) as error:
+            self._refuse(connection, request, *_reason(error))
             return
         number = next(self._numbers) & 0xFFFFFFFF
+        if not connection.attached:
+            connection.attached = True
+            who = connection.peer
+            self._log.info("application", pid=who.pid, uid=who.uid, name=connection.name)
         connection.channels[number] = lent
         connection.memory_bytes += memory
         connection.flows += geometry.flows_max * geometry.n_lanes
         peer = connection.peer
         name = connection.name or ""
         self._records[number] = ChannelRecord(
-            number, peer.pid, peer.uid, name, memory, geometry.flows_max, lent.lanes()
+            number, peer.pid, peer.uid, name, memory, geometry.flows_max, lent.lanes
         )
         self.counters["attaches"] += 1
         self._log.debug("attach", pid=peer.pid, name=name, channel=number, bytes=memory)
-        reply = Reply(request.op, request.id, channel=number, geo=lent.geometry)
-        self._reply(connection, reply, lent.descriptors(), lent.sent)
+        reply = Reply(request.op, request.id, channel=number, geo=geometry)
+        self._reply(connection, reply, lent.fds, lent.close_fds)
 
     def _geometry(self, wish: Geometry) -> Geometry:
         """What is wished for, and the configuration's sizes where nothing is."""
@@ -368,18 +371,19 @@ class Server:
         lent = connection.channels.pop(number)
         record = self._records.pop(number)
         connection.memory_bytes -= record.bytes
-        connection.flows -= lent.geometry.flows_max * lent.geometry.n_lanes
+        connection.flows -= record.flows_max * len(record.lanes)
         self.counters["detaches"] += 1
-        if lent.dead():
+        broken = lent.dead
+        if broken:
             self.counters["channels_broken"] += 1
             self._log.warning(
                 "channel_broken",
                 pid=record.pid,
                 name=record.name,
                 channel=number,
-                error=errno.errorcode.get(lent.dead(), ""),
+                error=errno.errorcode.get(broken, broken),
             )
-        lent.close(linger_ms)
+        lent.close(None if linger_ms == LINGER_DEFAULT else linger_ms / 1000)
 
     # ---- operators -------------------------------------------------------------------------------
 
@@ -481,6 +485,14 @@ class Server:
         self.drain(0)
         self.admin.close()
         self._selector.close()
+
+
+def _reason(error: Exception) -> tuple[int, str]:
+    if isinstance(error, ValueError):
+        return errno.EINVAL, str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno, error.strerror or os.strerror(error.errno)
+    return errno.ENOMEM, "there is no memory for it"
 
 
 def _sizes(geometry: Geometry) -> str:

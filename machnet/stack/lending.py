@@ -50,6 +50,11 @@ class Lent:
         self.settings = settings
         self.fds: list[int] = [fds.memfd, fds.wake, *list(fds.kick)[: fds.n_lanes]]
 
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """Which channel of each stack it is: `SocketInfo.channel` of its flows."""
+        return tuple(lib.mn_lent_lane(self._native, i) for i in range(len(self._stacks)))
+
     def close_fds(self) -> None:
         """Close this process's copies of the application's descriptors."""
         lib.mn_chan_fds_close(self._fds)
