@@ -120,8 +120,10 @@ struct mn_engine {
     struct mn_range *ranges;
     struct mn_pool range_pool;
     uint32_t ooo_ranges_used;
-    struct mn_block *blocks;
+    struct mn_block *blocks; /* see blocks.c */
     struct mn_pool block_pool;
+    uint32_t *lane_blocks; /* how many each lane has */
+    uint32_t blocks_each, blocks_promised;
 
     uint32_t broadcast[2]; /* of our network: all zeros and all ones */
 
@@ -169,6 +171,12 @@ static inline uint32_t mn_tcb_index(const struct mn_engine *e, const struct mn_t
 uint64_t mn_random(struct mn_engine *e);
 bool mn_bucket_take(struct mn_engine *e, struct mn_bucket *b, uint32_t per_s);
 void mn_engine_input(struct mn_engine *e, struct mn_pkt *pkt, bool looped); /* frees pkt */
+
+/* blocks.c: `lane` is whose share it counts against, MN_NIL: nobody's yet. MN_NIL: none for it. */
+void mn_blocks_open(struct mn_engine *e);
+uint32_t mn_block_get(struct mn_engine *e, uint32_t lane);
+void mn_block_put(struct mn_engine *e, uint32_t b);
+void mn_blocks_put(struct mn_engine *e, uint32_t b); /* and all behind it */
 
 /* ip.c: the way out. A packet is handed in with its Ethernet header still to be filled; the data
  * start at it. */

@@ -158,6 +158,7 @@ static void lay_out(struct arena *a, const struct mn_config *c, struct mn_engine
     take_pool(a, &e->range_pool, ranges);
     e->blocks = take(a, c->ooo_blocks_max, sizeof(struct mn_block));
     take_pool(a, &e->block_pool, c->ooo_blocks_max);
+    e->lane_blocks = take(a, c->lanes_max + 1, sizeof(uint32_t));
     e->listeners = take(a, c->listeners_max, sizeof(struct mn_listener));
     take_pool(a, &e->listener_pool, c->listeners_max);
     e->listen_mask = pow2_at_least(c->listeners_max) - 1;
@@ -205,6 +206,7 @@ int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes,
     e->host = *host;
     e->now_ns = now_ns;
     lay_out(&a, cfg, e);
+    mn_blocks_open(e);
     memcpy(e->key, cfg->secret, sizeof(e->key));
     e->rng = mn_siphash2(e->key, 0x6d61636e6574ULL, now_ns);
     e->port_offset = (uint32_t)mn_random(e);

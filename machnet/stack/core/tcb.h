@@ -66,6 +66,7 @@ struct mn_range {
 #define MN_OOO_BLOCK_BYTES 2048u
 struct mn_block {
     uint32_t next;
+    uint32_t lane;     /* whose share it counts against */
     uint16_t off, len; /* used part of data */
     uint8_t data[MN_OOO_BLOCK_BYTES];
 };

@@ -11,16 +11,6 @@ static struct mn_range *range_at(const struct mn_engine *e, uint32_t i)
     return &e->ranges[i];
 }
 
-static void blocks_free(struct mn_engine *e, uint32_t b)
-{
-    while (b != MN_NIL) {
-        uint32_t next = e->blocks[b].next;
-
-        mn_pool_put(&e->block_pool, b);
-        b = next;
-    }
-}
-
 static void range_free(struct mn_engine *e, struct mn_tcb *t, uint32_t *link)
 {
     uint32_t i = *link;
@@ -29,7 +19,7 @@ static void range_free(struct mn_engine *e, struct mn_tcb *t, uint32_t *link)
     t->ooo_bytes -= r->right - r->left;
     t->ooo_count--;
     e->ooo_ranges_used--;
-    blocks_free(e, r->first_blk);
+    mn_blocks_put(e, r->first_blk);
     *link = r->next;
     mn_pool_put(&e->range_pool, i);
 }
@@ -41,11 +31,11 @@ void mn_ooo_clear(struct mn_engine *e, struct mn_tcb *t)
     }
 }
 
-/* Room for one more block: from the pool, else by giving up what this connection holds furthest
- * ahead of `seq`. */
+/* Room for one more block: from the channel's share, else by giving up what this connection holds
+ * furthest ahead of `seq`. */
 static uint32_t block_get(struct mn_engine *e, struct mn_tcb *t, uint32_t seq)
 {
-    uint32_t b = mn_pool_get(&e->block_pool);
+    uint32_t b = mn_block_get(e, t->lane);
 
     if (b == MN_NIL && t->ooo_head != MN_NIL) {
         uint32_t *link = &t->ooo_head;
@@ -56,12 +46,8 @@ static uint32_t block_get(struct mn_engine *e, struct mn_tcb *t, uint32_t seq)
         if (link != &t->ooo_head && mn_seq_gt(range_at(e, *link)->left, seq + MN_OOO_BLOCK_BYTES)) {
             e->stats.tcp_ooo_evicted += range_at(e, *link)->right - range_at(e, *link)->left;
             range_free(e, t, link);
-            b = mn_pool_get(&e->block_pool);
+            b = mn_block_get(e, t->lane);
         }
-    }
-    if (b != MN_NIL) {
-        e->blocks[b].next = MN_NIL;
-        e->blocks[b].off = e->blocks[b].len = 0;
     }
     return b;
 }
@@ -273,7 +259,7 @@ void mn_ooo_drain(struct mn_engine *e, struct mn_tcb *t)
         if (r->first_blk == MN_NIL) {
             r->last_blk = MN_NIL;
         }
-        mn_pool_put(&e->block_pool, b);
+        mn_block_put(e, b);
         if (r->left == r->right) {
             range_free(e, t, &t->ooo_head);
         }
@@ -399,7 +385,7 @@ static void ooo_cut(struct mn_engine *e, struct mn_tcb *t, uint32_t end)
                 b = e->blocks[b].next;
             }
             e->blocks[b].len = (uint16_t)keep;
-            blocks_free(e, e->blocks[b].next);
+            mn_blocks_put(e, e->blocks[b].next);
             e->blocks[b].next = MN_NIL;
             r->last_blk = b;
             t->ooo_bytes -= r->right - end;
