@@ -51,6 +51,11 @@ export interface ProtocolOptions {
   protocol?: Protocol;
 }
 
+export interface AttachOptions {
+  /** Of `listen` and `connect` where they are not told another. Default: MACHNET_PROTOCOL, else udp. */
+  protocol?: Protocol;
+}
+
 export interface ReceiveOptions {
   /** Milliseconds until ETIMEDOUT. Default: no limit. */
   timeoutMs?: number;
@@ -61,9 +66,6 @@ export interface ReceiveOptions {
 /** A connection of one thread to the sidecar; `attach` makes it. A worker attaches its own. */
 export class Channel {
   private constructor();
-
-  /** The transport of `listen` and `connect` from now on. */
-  setProtocol(protocol: Protocol): void;
 
   /**
    * Takes connections; their flows show up with their first message.
@@ -136,7 +138,7 @@ export class Channel {
  * ECONNREFUSED: there is no sidecar; EACCES: it does not want us; EPROTO: it is of another version;
  * EDQUOT, ENOSPC: there are too many.
  */
-export function attach(options?: ProtocolOptions): Channel;
+export function attach(options?: AttachOptions): Channel;
 
 /** Bytes of the largest message. */
 export const MSG_MAX_BYTES: number;

@@ -15,6 +15,7 @@ const LIBRARY = 'libmachnet_shim.so';
 const MSG_MAX_BYTES = 8 * 1024 * 1024;
 const BUFFER_BYTES = 64 * 1024; // of a new channel; it grows with the messages
 const PROTOCOLS = { udp: 0, tcp: 1, stream: 2 };
+const NO_EINTR = 0x100; // beside a protocol: a signal (of a child's end, say) does not end the call
 
 // struct MachnetMsgHdr and struct MachnetIovec on 64-bit machines: machnet.h asserts these offsets.
 const HDR_BYTES = 40;
@@ -36,13 +37,10 @@ const PROTOTYPES = {
   machnet_init: ['int', []],
   machnet_attach: [ContextPointer, []],
   machnet_detach: ['int', [ContextPointer]],
-  machnet_set_protocol: ['int', [ContextPointer, 'int']],
   machnet_fd: ['int', [ContextPointer]],
   machnet_version: ['str', []],
-  machnet_listen: ['int', [ContextPointer, 'str', 'uint16_t']],
   machnet_listen_proto: ['int', [ContextPointer, 'str', 'uint16_t', 'int']],
   machnet_unlisten: ['int', [ContextPointer, 'str', 'uint16_t']],
-  machnet_connect: ['int', [ContextPointer, 'str', 'str', 'uint16_t', 'void *']],
   machnet_connect_proto: ['int', [ContextPointer, 'str', 'str', 'uint16_t', 'void *', 'int']],
   machnet_close: ['int', [ContextPointer, FlowStruct]],
   machnet_flow_error: ['int', [ContextPointer, FlowStruct]],
@@ -253,10 +251,12 @@ class Channel {
   #msgId = new BigUint64Array(1);
   #poll = null;
   #waiters = [];
+  #protocol;
 
-  constructor(lib, ctx) {
+  constructor(lib, ctx, protocol) {
     this.#lib = lib;
     this.#ctx = ctx;
+    this.#protocol = protocolNumber(protocol);
   }
 
   #context(syscall) {
@@ -266,22 +266,16 @@ class Channel {
     return this.#ctx;
   }
 
-  setProtocol(protocol) {
-    const number = protocolNumber(protocol);
-    if (this.#lib.machnet_set_protocol(this.#context('set_protocol'), number) < 0) {
-      throw new MachnetError(koffi.errno(), 'set_protocol', `set_protocol ${protocol}`);
-    }
+  #transport(options) {
+    const number = options.protocol === undefined ? this.#protocol : protocolNumber(options.protocol);
+    return number | NO_EINTR;
   }
 
   listen(localIp, port, options = {}) {
     checkIp(localIp, 'localIp');
     checkPort(port);
-    const ctx = this.#context('listen');
-    const rc =
-      options.protocol === undefined
-        ? this.#lib.machnet_listen(ctx, localIp, port)
-        : this.#lib.machnet_listen_proto(ctx, localIp, port, protocolNumber(options.protocol));
-    if (rc < 0) {
+    const protocol = this.#transport(options);
+    if (this.#lib.machnet_listen_proto(this.#context('listen'), localIp, port, protocol) < 0) {
       throw new MachnetError(koffi.errno(), 'listen', `listen ${localIp}:${port}`);
     }
   }
@@ -298,14 +292,11 @@ class Channel {
     checkIp(localIp, 'localIp');
     checkIp(remoteIp, 'remoteIp');
     checkPort(port);
+    const protocol = this.#transport(options);
     const ctx = this.#context('connect');
     const out = new ArrayBuffer(FLOW_BYTES);
     const raw = new Uint8Array(out);
-    const rc =
-      options.protocol === undefined
-        ? this.#lib.machnet_connect(ctx, localIp, remoteIp, port, raw)
-        : this.#lib.machnet_connect_proto(ctx, localIp, remoteIp, port, raw, protocolNumber(options.protocol));
-    if (rc < 0) {
+    if (this.#lib.machnet_connect_proto(ctx, localIp, remoteIp, port, raw, protocol) < 0) {
       throw new MachnetError(koffi.errno(), 'connect', `connect ${localIp} -> ${remoteIp}:${port}`);
     }
     const [srcIp, dstIp] = new Uint32Array(out, 0, 2);
@@ -498,9 +489,8 @@ class Channel {
 }
 
 function attach(options = {}) {
-  const { protocol } = options;
-  if (protocol !== undefined) {
-    protocolNumber(protocol);
+  if (options.protocol !== undefined) {
+    protocolNumber(options.protocol);
   }
   const lib = library();
   const where = process.env.MACHNET_SOCKET || "the default socket; MACHNET_SOCKET names another";
@@ -511,11 +501,8 @@ function attach(options = {}) {
   if (ctx === null) {
     throw new MachnetError(koffi.errno(), 'attach', `no channel from the sidecar (${where})`);
   }
-  const channel = new Channel(lib, ctx);
-  if (protocol !== undefined) {
-    channel.setProtocol(protocol);
-  }
-  return channel;
+  // What else MACHNET_PROTOCOL may say, machnet_attach has refused.
+  return new Channel(lib, ctx, options.protocol ?? (process.env.MACHNET_PROTOCOL || 'udp'));
 }
 
 module.exports = {

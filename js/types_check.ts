@@ -5,7 +5,6 @@ import * as machnet from './machnet';
 
 export async function everything(): Promise<string> {
   const channel: machnet.Channel = machnet.attach({ protocol: 'tcp' });
-  channel.setProtocol('udp');
   channel.listen('10.0.0.2', 888);
   channel.listen('10.0.0.2', 80, { protocol: 'stream' });
   channel.unlisten('10.0.0.2', 80);
