@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from machnet import aio
+    from machnet.attach import attach
     from machnet.channel import Channel, Flow, Listener, Message
     from machnet.errors import (
         ConcurrentUseError,
@@ -51,6 +52,7 @@ __all__ = [
     "Stack",
     "__version__",
     "aio",
+    "attach",
 ]
 
 __version__ = "0.1.0"
@@ -65,6 +67,7 @@ _HOMES = {
     "SocketInfo": "machnet.stack.stack",
     "Stack": "machnet.stack.stack",
     "TCP_ISN": "machnet.stack.socket",
+    "attach": "machnet.attach",
 } | {name: "machnet.errors" for name in __all__ if name.endswith("Error")}
 
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 import machnet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: What an option is put on.
+FC = TypeVar("FC", bound="Callable[..., Any] | click.Command")
 
 #: Subcommand, the module whose ``main`` it is, and its line in ``machnet --help``. A command whose
 #: module is not part of this installation is not offered.
@@ -57,7 +64,28 @@ def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def _directory_option(name: str, which: str, what: str) -> Callable[[FC], FC]:
+    """A flag that prints where a part of the C library is, and is done."""
+
+    def show(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+        if not wanted or ctx.resilient_parsing:
+            return
+        from machnet.cli import paths
+
+        try:
+            click.echo(getattr(paths, which)())
+        except FileNotFoundError as error:
+            raise click.ClickException(str(error)) from None
+        ctx.exit()
+
+    return click.option(
+        name, is_flag=True, is_eager=True, expose_value=False, callback=show, help=what
+    )
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(machnet.__version__, "--version", prog_name="machnet")
+@_directory_option("--include-dir", "include_dir", "Where machnet.h is, and exit.")
+@_directory_option("--lib-dir", "lib_dir", "Where libmachnet_shim.so is, and exit.")
 def main() -> None:
     """Low-latency userspace networking, and the same stack in your tests."""
