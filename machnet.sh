@@ -18,7 +18,8 @@ usage: ./machnet.sh COMMAND [ARGUMENTS]
   demo [ARGUMENTS]    set up, then run the demo (machnet demo --help says what it takes)
   test [ARGUMENTS]    run every check; arguments go to tox, e.g. test -e lint, test -e py -- -k wire
   dev                 an editable install with all tools, which rebuilds the C code on import
-  --mac MAC --ip IP   start the sidecar (not in this version)
+  --mac MAC --ip IP   set up, then run the sidecar (machnet run --help says what else it takes: --nic,
+                      --config, --socket)
   --help              this text
 
 Environment: MACHNET_VENV is the virtual environment (default .venv beside this script);
@@ -230,8 +231,9 @@ main() {
         usage
         return 0
         ;;
-    --mac | --mac=* | --ip | --ip=*)
-        die "the sidecar comes with a later version; until then: setup, demo, test (see --help)" 2
+    --mac | --mac=* | --ip | --ip=* | --nic | --nic=* | --config | --config=* | --socket | --socket=*)
+        set -- "$command" "$@"
+        command=run
         ;;
     '')
         usage >&2
@@ -252,10 +254,10 @@ main() {
         install_machnet
         say "ready: $VENV/bin/machnet --help"
         ;;
-    demo)
+    demo | run)
         install_machnet
         unlock
-        exec "$VENV/bin/machnet" demo "$@"
+        exec "$VENV/bin/machnet" "$command" "$@"
         ;;
     dev)
         install_dev

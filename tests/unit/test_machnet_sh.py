@@ -39,10 +39,28 @@ def test_no_command_or_an_unknown_one_is_a_usage_error(
     assert "usage: " in result.stderr
 
 
-def test_the_sidecar_is_refused_and_says_why(repo: Path) -> None:
-    result = run(repo, "--mac", "02:00:00:00:00:01", "--ip", "10.0.0.1")
-    assert result.returncode == 2
-    assert "the sidecar comes with" in result.stderr
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--mac", "02:00:00:00:00:01", "--ip", "10.0.0.1"),
+        ("--ip=10.0.0.1", "--nic", "tap:a b"),
+        ("--config", "some file"),
+    ],
+)
+def test_options_alone_run_the_sidecar_with_them(
+    repo: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    environment = tmp_path / "environment"
+    (environment / "bin").mkdir(parents=True)
+    (environment / ".machnet-venv").write_text(f"{environment}\n")
+    (environment / ".machnet-dev").touch()
+    for name, text in (("python", "exit 0"), ("machnet", "printf '%s\\n' \"$@\"; exit 7")):
+        script = environment / "bin" / name
+        script.write_text(f"#!/bin/sh\n{text}\n")
+        script.chmod(0o755)
+    result = run(repo, *arguments, MACHNET_VENV=str(environment))
+    assert result.returncode == 7
+    assert result.stdout.splitlines() == ["run", *arguments]
 
 
 def test_a_python_that_does_not_do_is_refused_by_name(repo: Path, tmp_path: Path) -> None:
