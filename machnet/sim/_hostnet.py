@@ -29,6 +29,8 @@ _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_NAPI = 0x0010
 _IFF_VNET_HDR = 0x4000
+_IFF_MULTI_QUEUE = 0x0100
+_TAP_QUEUES_MAX = 16
 _IFF_RUNNING = 0x40
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFMTU = 0x8921
@@ -86,6 +88,47 @@ class HostNetwork(HostCore):
             KernelHostError: /dev/net/tun can't be opened (`tap_available` asks beforehand), or
                 the kernel refused something.
         """
+        queues = self.open_tap_queues(
+            name,
+            1,
+            vnet_hdr=vnet_hdr,
+            vnet_hdr_bytes=vnet_hdr_bytes,
+            offloads=offloads,
+            mtu=mtu,
+            kernel_ip=kernel_ip,
+            mac=mac,
+        )
+        return queues[0]
+
+    def open_tap_queues(
+        self,
+        name: str,
+        queues: int,
+        *,
+        vnet_hdr: bool = True,
+        vnet_hdr_bytes: int = 12,
+        offloads: bool = True,
+        mtu: int = 1500,
+        kernel_ip: str | None = None,
+        mac: str | None = None,
+    ) -> list[int]:
+        """As `open_tap`, for a device with several queues: a descriptor of each.
+
+        Args:
+            name: as there.
+            queues: 1 to 16; the kernel lets a device have more than one only when it is made so.
+            vnet_hdr: as there, and so on.
+            vnet_hdr_bytes: as there.
+            offloads: as there.
+            mtu: as there.
+            kernel_ip: as there.
+            mac: as there.
+
+        Raises:
+            KernelHostError: as there.
+        """
+        if not 1 <= queues <= _TAP_QUEUES_MAX:
+            raise ValueError(f"queues: {queues} is not within 1 to {_TAP_QUEUES_MAX}")
         check_ifname(name)
         mac = check_mac(mac) if mac is not None else self._new_mac()
         address = ipaddress.IPv4Interface(kernel_ip) if kernel_ip is not None else None
@@ -93,18 +136,22 @@ class HostNetwork(HostCore):
             raise ValueError(f"a vnet header has 10 or 12 bytes, not {vnet_hdr_bytes}")
         # IFF_NAPI: no interrupt every 32 frames to free them, and so no tail of 20 us.
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_NAPI | (_IFF_VNET_HDR if vnet_hdr else 0)
+        flags |= _IFF_MULTI_QUEUE if queues > 1 else 0
         header_bytes = vnet_hdr_bytes if vnet_hdr else 0
-        _, (fd,) = self._request("tap", name, flags, header_bytes, offloads, fds=1)
+        fds: list[int] = []
         try:
+            for _ in range(queues):
+                fds += self._request("tap", name, flags, header_bytes, offloads, fds=1)[1]
             self.set_link(name, mtu=mtu, mac=mac)
             if address is not None:
                 self.add_address(name, str(address))
             self.set_link(name, up=True)
             self._wait_running(name)
         except BaseException:
-            os.close(fd)
+            for fd in fds:
+                os.close(fd)
             raise
-        return int(fd)
+        return fds
 
     def _new_mac(self) -> str:
         # Locally administered, "MN", and numbers: the same in every run, readable in a capture.

@@ -21,6 +21,8 @@ static void mirror(struct mn_capswitch *s)
 {
     s->nic.link_up = s->inner->link_up;
     s->nic.wake_ns = s->inner->wake_ns;
+    s->nic.rx_fd = s->inner->rx_fd;
+    s->nic.moved = s->inner->moved;
 }
 
 static uint32_t switch_rx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts,
@@ -59,11 +61,19 @@ static void switch_pkt_free(struct mn_nic *nic, uint32_t queue, struct mn_pkt *p
     s->inner->ops->pkt_free(s->inner, queue, pkt);
 }
 
+static bool switch_rx_arm(struct mn_nic *nic, uint32_t queue, bool on)
+{
+    struct mn_nic *inner = ((struct mn_capswitch *)nic)->inner;
+
+    return inner->ops->rx_arm == NULL || inner->ops->rx_arm(inner, queue, on);
+}
+
 static const struct mn_nic_ops switch_ops = {
     .rx_burst = switch_rx_burst,
     .tx_burst = switch_tx_burst,
     .pkt_alloc = switch_pkt_alloc,
     .pkt_free = switch_pkt_free,
+    .rx_arm = switch_rx_arm,
 };
 
 static struct mn_capswitch *of_nic(struct mn_nic *nic)

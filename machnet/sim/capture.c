@@ -92,6 +92,8 @@ static void mirror(struct mn_capture *c)
 {
     c->nic.link_up = c->inner->link_up;
     c->nic.wake_ns = c->inner->wake_ns;
+    c->nic.rx_fd = c->inner->rx_fd;
+    c->nic.moved = c->inner->moved;
 }
 
 static uint32_t capture_rx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts,
@@ -171,11 +173,27 @@ static void capture_pkt_free(struct mn_nic *nic, uint32_t queue, struct mn_pkt *
     c->inner->ops->pkt_free(c->inner, queue, pkt);
 }
 
+static int capture_queue_fd(struct mn_nic *nic, uint32_t queue)
+{
+    struct mn_nic *inner = ((struct mn_capture *)nic)->inner;
+
+    return inner->ops->queue_fd != NULL ? inner->ops->queue_fd(inner, queue) : inner->rx_fd;
+}
+
+static bool capture_rx_arm(struct mn_nic *nic, uint32_t queue, bool on)
+{
+    struct mn_nic *inner = ((struct mn_capture *)nic)->inner;
+
+    return inner->ops->rx_arm == NULL || inner->ops->rx_arm(inner, queue, on);
+}
+
 static const struct mn_nic_ops capture_ops = {
     .rx_burst = capture_rx_burst,
     .tx_burst = capture_tx_burst,
     .pkt_alloc = capture_pkt_alloc,
     .pkt_free = capture_pkt_free,
+    .queue_fd = capture_queue_fd,
+    .rx_arm = capture_rx_arm,
 };
 
 int mn_capture_open(struct mn_nic *inner, const struct mn_capture_config *cfg, struct mn_nic **out)

@@ -54,6 +54,9 @@ struct mn_wire_config {
     bool tx_gso;
     bool rx_csum_trusted;
     bool tx_backpressure;
+    uint32_t queues[2];
+    const struct mn_rss *rss[2];
+    bool rss_hidden;
     ...;
 };
 
@@ -75,6 +78,7 @@ int mn_wire_pair(const struct mn_wire_config *cfg, struct mn_wire **a, struct mn
 int mn_wire_single(const struct mn_wire_config *cfg, struct mn_wire **out);
 void mn_wire_close(struct mn_wire *w);
 struct mn_nic *mn_wire_nic(struct mn_wire *w);
+int mn_wire_spread(struct mn_wire *w, const struct mn_rss *rss);
 void mn_wire_set_now(struct mn_wire *w, uint64_t now_ns);
 void mn_wire_get_stats(const struct mn_wire *w, struct mn_wire_stats *out);
 int mn_wire_inject(struct mn_wire *w, const uint8_t *frame, uint32_t len);
@@ -86,9 +90,14 @@ int64_t mn_wire_drain_meta(struct mn_wire *w, uint8_t *buf, uint32_t size, uint6
 uint32_t mn_wire_tx_pending(const struct mn_wire *w);
 uint32_t mn_wire_rx_pending(const struct mn_wire *w);
 
+#define MN_TAP_QUEUES_MAX ...
+#define MN_WIRE_QUEUES_MAX ...
+
 struct mn_tap_config {
     const char *name;
     int fd;
+    uint32_t queues;
+    const int *more_fds;
     uint32_t mtu;
     uint8_t mac[6];
     uint32_t pool_pkts;
@@ -152,6 +161,32 @@ struct mn_linknic_stats {
 int mn_linknic_open(const struct mn_linknic_config *cfg, struct mn_nic **out, char *err, size_t errlen);
 void mn_linknic_close(struct mn_nic *nic);
 void mn_linknic_get_stats(const struct mn_nic *nic, struct mn_linknic_stats *out);
+struct mn_shared_config {
+    uint32_t ring_bytes;
+    const struct mn_rss *rss;
+    ...;
+};
+
+struct mn_shared_stats {
+    uint64_t handed_frames;
+    uint64_t handed_full;
+    uint64_t taken_frames;
+    uint64_t taken_no_pkt;
+    uint64_t dispatched;
+    uint64_t dispatch_dropped;
+    uint64_t relayed;
+    uint64_t tx_full;
+    uint64_t wakes;
+    ...;
+};
+
+int mn_shared_nic_open(struct mn_nic **views, uint32_t n, struct mn_nic *nic,
+                       const struct mn_shared_config *cfg);
+void mn_shared_nic_close(struct mn_nic *view);
+int mn_shared_nic_join(struct mn_nic *view, struct mn_stack *s);
+void mn_shared_nic_set_now(struct mn_nic *view, uint64_t now_ns);
+void mn_shared_nic_get_stats(const struct mn_nic *view, struct mn_shared_stats *out);
+bool mn_shared_nic_dispatched(const struct mn_nic *view);
 
 int mn_vnet_check(const uint8_t *hdr, uint8_t *frame, uint32_t len, struct mn_pkt_meta *meta);
 

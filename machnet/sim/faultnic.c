@@ -218,6 +218,7 @@ static void tell_wake(struct mn_faultnic *f)
     }
     f->nic.wake_ns = wake_ns == MN_NEVER ? 0 : mn_max_u64(wake_ns, 1);
     f->nic.link_up = f->inner->link_up;
+    f->nic.moved = f->inner->moved;
 }
 
 /* Hands one frame of ours to the inner NIC; false: it takes none now. */
@@ -359,11 +360,19 @@ static void faultnic_pkt_free(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
     give_back((struct mn_faultnic *)nic, pkt);
 }
 
+static bool faultnic_rx_arm(struct mn_nic *nic, uint32_t queue, bool on)
+{
+    struct mn_nic *inner = ((struct mn_faultnic *)nic)->inner;
+
+    return inner->ops->rx_arm == NULL || inner->ops->rx_arm(inner, queue, on);
+}
+
 static const struct mn_nic_ops faultnic_ops = {
     .rx_burst = faultnic_rx_burst,
     .tx_burst = faultnic_tx_burst,
     .pkt_alloc = faultnic_pkt_alloc,
     .pkt_free = faultnic_pkt_free,
+    .rx_arm = faultnic_rx_arm,
 };
 
 /* ---- time and shapes ----------------------------------------------------------------------- */

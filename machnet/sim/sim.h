@@ -12,6 +12,7 @@
 #include "pcapng.h"
 #include "pcapnic.h"
 #include "shaper.h"
+#include "shared_nic.h"
 #include "simnet.h"
 #include "tap.h"
 #include "vnet.h"

@@ -59,13 +59,54 @@ static int attach(int fd, const char *name, int flags)
     return ioctl(fd, TUNSETIFF, &ifr) == 0 ? 0 : -errno;
 }
 
-/* Opens the device by name. The kernel takes the flags of the last one that attaches, but for the
- * number of queues, which is fixed when a device is made. */
-static int open_by_name(const char *name, struct mn_tap_dev *dev, const struct mn_tap_err *err)
+/* With IFF_NAPI the kernel frees what we sent at once; without it, every 32 frames, with an
+ * interrupt to the other core: a tail of 20 us. */
+#define TAP_FLAGS (IFF_TAP | IFF_NO_PI | IFF_NAPI)
+
+/* Attaches the first queue. The kernel takes the flags of the last one that attaches, but for
+ * whether there may be several queues, which is fixed when a device is made. */
+static int attach_first(const char *name, struct mn_tap_dev *dev, bool many)
 {
-    /* With IFF_NAPI the kernel frees what we sent at once; without it, every 32 frames, with an
-     * interrupt to the other core: a tail of 20 us. */
-    int base = IFF_TAP | IFF_NO_PI | IFF_NAPI, rc;
+    const int multi = TAP_FLAGS | IFF_VNET_HDR | IFF_MULTI_QUEUE;
+    const int one = TAP_FLAGS | IFF_VNET_HDR;
+    int rc = attach(dev->fd, name, many ? multi : one);
+
+    if (rc == -EINVAL) {
+        rc = attach(dev->fd, name, many ? one : multi);
+        many = !many;
+    }
+    if (rc == -EINVAL) {
+        rc = attach(dev->fd, name, TAP_FLAGS);
+        many = false;
+    }
+    dev->queues = 1;
+    return rc == 0 ? many : rc;
+}
+
+/* Attaches the queues behind the first, each by a descriptor of its own. */
+static int attach_more(const char *name, struct mn_tap_dev *dev, uint32_t queues)
+{
+    while (dev->queues < queues) {
+        int fd = open(TUN_PATH, O_RDWR | O_CLOEXEC);
+        int rc;
+
+        if (fd < 0) {
+            return -errno;
+        }
+        dev->more_fds[dev->queues - 1] = fd;
+        dev->queues++; /* ours to close from now on */
+        rc = attach(fd, name, TAP_FLAGS | IFF_VNET_HDR | IFF_MULTI_QUEUE);
+        if (rc != 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int open_by_name(const char *name, uint32_t queues, struct mn_tap_dev *dev,
+                        const struct mn_tap_err *err)
+{
+    int rc;
 
     if (!name_ok(name)) {
         return mn_tap_fail(err, -EINVAL,
@@ -79,12 +120,9 @@ static int open_by_name(const char *name, struct mn_tap_dev *dev, const struct m
         return mn_tap_fail(err, rc, "tap:%s: cannot open %s: %s", name, TUN_PATH, strerror(-rc));
     }
     dev->ours = true;
-    rc = attach(dev->fd, name, base | IFF_VNET_HDR);
-    if (rc == -EINVAL) {
-        rc = attach(dev->fd, name, base | IFF_VNET_HDR | IFF_MULTI_QUEUE);
-    }
-    if (rc == -EINVAL) {
-        rc = attach(dev->fd, name, base);
+    rc = attach_first(name, dev, queues > 1);
+    if (rc > 0) {
+        rc = attach_more(name, dev, queues);
     }
     if (rc == -EBUSY) {
         return mn_tap_fail(err, rc, "tap:%s: the interface is in use by another process", name);
@@ -257,7 +295,7 @@ static int configure(const struct mn_tap_config *cfg, const struct mn_tap_dev *d
 static int set_up(const struct mn_tap_config *cfg, struct mn_tap_dev *dev,
                   const struct mn_tap_err *err)
 {
-    int rc = identify(dev, err), flags;
+    int rc = identify(dev, err);
 
     if (rc == 0) {
         rc = negotiate(cfg, dev, err);
@@ -277,11 +315,15 @@ static int set_up(const struct mn_tap_config *cfg, struct mn_tap_dev *dev,
         return mn_tap_fail(err, -EINVAL, "tap:%s: an MTU is %u to %u bytes; got %u", dev->name,
                            TAP_MTU_MIN, TAP_MTU_MAX, dev->mtu);
     }
-    flags = fcntl(dev->fd, F_GETFL);
-    if (flags < 0 || fcntl(dev->fd, F_SETFL, flags | O_NONBLOCK) != 0) {
-        rc = -errno;
-        return mn_tap_fail(err, rc, "tap:%s: cannot be made non-blocking: %s", dev->name,
-                           strerror(-rc));
+    for (uint32_t i = 0; i < dev->queues; i++) {
+        int fd = i == 0 ? dev->fd : dev->more_fds[i - 1];
+        int flags = fcntl(fd, F_GETFL);
+
+        if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) {
+            rc = -errno;
+            return mn_tap_fail(err, rc, "tap:%s: cannot be made non-blocking: %s", dev->name,
+                               strerror(-rc));
+        }
     }
     return 0;
 }
@@ -289,11 +331,19 @@ static int set_up(const struct mn_tap_config *cfg, struct mn_tap_dev *dev,
 int mn_tap_dev_open(const struct mn_tap_config *cfg, struct mn_tap_dev *dev,
                     const struct mn_tap_err *err)
 {
+    uint32_t queues = mn_max_u32(cfg->queues, 1);
     int rc = 0;
 
-    *dev = (struct mn_tap_dev){.fd = cfg->fd};
+    *dev = (struct mn_tap_dev){.fd = cfg->fd, .queues = 1};
+    if (queues > MN_TAP_QUEUES_MAX) {
+        return mn_tap_fail(err, -EINVAL, "tap: a TAP has 1 to %u queues here; got %u",
+                           MN_TAP_QUEUES_MAX, queues);
+    }
     if (cfg->fd < 0) {
-        rc = open_by_name(cfg->name, dev, err);
+        rc = open_by_name(cfg->name, queues, dev, err);
+    } else if (queues > 1) {
+        memcpy(dev->more_fds, cfg->more_fds, (queues - 1) * sizeof(dev->more_fds[0]));
+        dev->queues = queues;
     }
     if (rc == 0) {
         rc = set_up(cfg, dev, err);

@@ -8,7 +8,9 @@
 /* What was found out about the device. */
 struct mn_tap_dev {
     int fd;
-    bool ours; /* fd is ours to close */
+    int more_fds[MN_TAP_QUEUES_MAX - 1]; /* of the queues behind the first */
+    uint32_t queues;
+    bool ours; /* the descriptors are ours to close */
     char name[MN_TAP_NAME_MAX + 1];
     uint32_t mtu;
     uint8_t kernel_mac[6];

@@ -40,7 +40,10 @@ struct mn_wire {
     uint64_t now_ns;
     uint32_t mtu_frame; /* largest frame without gso_size */
     bool backpressure;
+    struct mn_wire *spread; /* the peer, when it has several queues */
     struct wire_ring rx;
+    struct wire_ring *more_rx; /* of the queues behind the first */
+    struct mn_rss *rss;        /* how frames are spread over them, and how they are said to be */
     struct wire_ring drained;
     struct mn_wire_stats stats;
 };
@@ -91,14 +94,25 @@ static void ring_fini(struct wire_ring *r, struct mn_pktpool *pool)
     *r = (struct wire_ring){0};
 }
 
+static inline struct wire_ring *rx_ring(struct mn_wire *w, uint32_t queue)
+{
+    return MN_LIKELY(queue == 0) ? &w->rx : &w->more_rx[queue - 1];
+}
+
+/* The queue of w that a frame arrives in. */
+static struct wire_ring *rx_ring_for(struct mn_wire *w, const uint8_t *frame, uint32_t len)
+{
+    return rx_ring(w, w->more_rx == NULL ? 0 : mn_rss_frame_queue(w->rss, frame, len));
+}
+
 static uint32_t wire_rx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts, uint32_t n)
 {
     struct mn_wire *w = (struct mn_wire *)nic;
-    uint32_t i, got = mn_min_u32(n, ring_fill(&w->rx));
+    struct wire_ring *ring = rx_ring(w, queue);
+    uint32_t i, got = mn_min_u32(n, ring_fill(ring));
 
-    (void)queue;
     for (i = 0; i < got; i++) {
-        pkts[i] = ring_pop(&w->rx).pkt;
+        pkts[i] = ring_pop(ring).pkt;
         w->stats.rx_bytes += mn_pkt_frame_len(pkts[i]);
     }
     w->stats.rx_frames += got;
@@ -128,6 +142,7 @@ static void tx_check_offload(const struct mn_wire *w, struct mn_pkt *pkt, uint32
 static uint32_t wire_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts, uint32_t n)
 {
     struct mn_wire *w = (struct mn_wire *)nic;
+    struct wire_ring *ring;
     uint32_t i;
 
     (void)queue;
@@ -138,12 +153,13 @@ static uint32_t wire_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
         if (MN_UNLIKELY(((uint32_t)pkt->csum | pkt->gso_size) != 0 || len > w->mtu_frame)) {
             tx_check_offload(w, pkt, len);
         }
-        if (MN_LIKELY(w->tx != NULL && ring_fill(w->tx) < w->tx->limit)) {
-            ring_push(w->tx, pkt, w->now_ns);
+        ring = MN_LIKELY(w->spread == NULL) ? w->tx : rx_ring_for(w->spread, pkt->data, pkt->len);
+        if (MN_LIKELY(ring != NULL && ring_fill(ring) < ring->limit)) {
+            ring_push(ring, pkt, w->now_ns);
             w->stats.tx_bytes += len;
             continue;
         }
-        if (w->backpressure && w->tx != NULL) {
+        if (w->backpressure && ring != NULL) {
             w->stats.tx_full++;
             break;
         }
@@ -156,6 +172,18 @@ static uint32_t wire_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
     }
     w->stats.tx_frames += i;
     return i;
+}
+
+static void wire_free(struct mn_wire *w, struct wire_hub *hub)
+{
+    for (uint32_t i = 0; w->more_rx != NULL && i + 1 < w->nic.caps.queues; i++) {
+        ring_fini(&w->more_rx[i], &hub->pool);
+    }
+    ring_fini(&w->rx, &hub->pool);
+    ring_fini(&w->drained, &hub->pool);
+    free(w->more_rx);
+    free(w->rss);
+    free(w);
 }
 
 static struct mn_pkt *wire_pkt_alloc(struct mn_nic *nic, uint32_t queue, uint32_t size)
@@ -184,6 +212,16 @@ static const struct mn_nic_ops wire_ops = {
     .pkt_free = wire_pkt_free,
 };
 
+static bool rss_fits(const struct mn_rss *rss, uint32_t queues)
+{
+    for (uint32_t i = 0; rss != NULL && i < rss->table_size; i++) {
+        if (rss->table[i] >= queues) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Fills in the defaults and checks the rest. */
 static int config_resolve(struct mn_wire_config *cfg, uint32_t ends)
 {
@@ -201,7 +239,10 @@ static int config_resolve(struct mn_wire_config *cfg, uint32_t ends)
     }
     mtu_frame = cfg->mtu + MN_ETH_HLEN;
     if (cfg->pool_pkts == 0) {
-        cfg->pool_pkts = 2 * cfg->queue_frames + WIRE_POOL_SPARE_PKTS;
+        uint32_t queues = mn_max_u32(cfg->queues[0], 1) + mn_max_u32(cfg->queues[1], 1);
+
+        cfg->pool_pkts =
+            mn_min_u32(queues * cfg->queue_frames + WIRE_POOL_SPARE_PKTS, MN_PKTPOOL_PKTS_MAX);
     }
     if (cfg->tx_max_frame == 0) {
         cfg->tx_max_frame = cfg->tx_gso ? WIRE_GSO_MAX_FRAME : mtu_frame;
@@ -210,9 +251,44 @@ static int config_resolve(struct mn_wire_config *cfg, uint32_t ends)
         (cfg->tx_max_frame > mtu_frame && !cfg->tx_gso) || (cfg->tx_gso && !cfg->tx_csum_tcp)) {
         return -EINVAL;
     }
+    for (uint32_t i = 0; i < ends; i++) {
+        cfg->queues[i] = mn_max_u32(cfg->queues[i], 1);
+        if (cfg->queues[i] > MN_WIRE_QUEUES_MAX || !rss_fits(cfg->rss[i], cfg->queues[i])) {
+            return -EINVAL;
+        }
+    }
     if (ends == 2 && (cfg->tx_csum_tcp || cfg->tx_csum_udp) && !cfg->rx_csum_trusted) {
         return -EINVAL;
     }
+    return 0;
+}
+
+/* The queues behind the first, and how frames are spread over them. */
+static int queues_new(struct mn_wire *w, const struct mn_wire_config *cfg, uint8_t end)
+{
+    uint32_t queues = cfg->queues[end];
+
+    if (queues == 1) {
+        return 0;
+    }
+    w->more_rx = calloc(queues - 1, sizeof(*w->more_rx));
+    w->rss = calloc(2, sizeof(*w->rss));
+    if (w->more_rx == NULL || w->rss == NULL) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < queues - 1; i++) {
+        if (ring_init(&w->more_rx[i], cfg->queue_frames) != 0) {
+            return -ENOMEM;
+        }
+    }
+    if (cfg->rss[end] != NULL) {
+        w->rss[0] = *cfg->rss[end];
+    } else {
+        (void)mn_rss_init_default(&w->rss[0], queues);
+    }
+    w->rss[1] = w->rss[0];
+    w->nic.caps.queues = (uint16_t)queues;
+    w->nic.caps.rss = cfg->rss_hidden ? NULL : &w->rss[1];
     return 0;
 }
 
@@ -248,6 +324,12 @@ static struct mn_wire *wire_new(const struct mn_wire_config *cfg, struct wire_hu
     w->backpressure = cfg->tx_backpressure;
     w->hub = hub;
     hub->refs++;
+    if (queues_new(w, cfg, end) != 0) {
+        w->hub = NULL;
+        hub->refs--;
+        wire_free(w, hub);
+        return NULL;
+    }
     return w;
 }
 
@@ -300,6 +382,7 @@ int mn_wire_pair(const struct mn_wire_config *cfg, struct mn_wire **a, struct mn
     for (uint32_t i = 0; i < 2; i++) {
         ends[i]->peer = ends[1 - i];
         ends[i]->tx = &ends[1 - i]->rx;
+        ends[i]->spread = c.queues[1 - i] > 1 ? ends[1 - i] : NULL;
     }
     *a = ends[0];
     *b = ends[1];
@@ -344,11 +427,10 @@ void mn_wire_close(struct mn_wire *w)
     if (w->peer != NULL) {
         w->peer->tx = NULL;
         w->peer->peer = NULL;
+        w->peer->spread = NULL;
         w->peer->nic.link_up = 0;
     }
-    ring_fini(&w->rx, &hub->pool);
-    ring_fini(&w->drained, &hub->pool);
-    free(w);
+    wire_free(w, hub);
     if (--hub->refs == 0) {
         hub_free(hub);
     }
@@ -357,6 +439,15 @@ void mn_wire_close(struct mn_wire *w)
 struct mn_nic *mn_wire_nic(struct mn_wire *w)
 {
     return &w->nic;
+}
+
+int mn_wire_spread(struct mn_wire *w, const struct mn_rss *rss)
+{
+    if (w->more_rx == NULL || !rss_fits(rss, w->nic.caps.queues)) {
+        return -EINVAL;
+    }
+    w->rss[0] = *rss;
+    return 0;
 }
 
 void mn_wire_set_now(struct mn_wire *w, uint64_t now_ns)
@@ -373,17 +464,26 @@ void mn_wire_get_stats(const struct mn_wire *w, struct mn_wire_stats *out)
 
 uint32_t mn_wire_tx_pending(const struct mn_wire *w)
 {
+    if (w->spread != NULL) {
+        return mn_wire_rx_pending(w->spread);
+    }
     return w->tx != NULL ? ring_fill(w->tx) : 0;
 }
 
 uint32_t mn_wire_rx_pending(const struct mn_wire *w)
 {
-    return ring_fill(&w->rx);
+    uint32_t pending = ring_fill(&w->rx);
+
+    for (uint32_t i = 0; i + 1 < w->nic.caps.queues; i++) {
+        pending += ring_fill(&w->more_rx[i]);
+    }
+    return pending;
 }
 
 int mn_wire_inject_meta(struct mn_wire *w, const uint8_t *frame, uint32_t len,
                         const struct mn_pkt_meta *meta)
 {
+    struct wire_ring *ring;
     struct mn_pkt *pkt;
 
     if (len == 0 || len > w->nic.caps.rx_max_frame) {
@@ -392,7 +492,8 @@ int mn_wire_inject_meta(struct mn_wire *w, const uint8_t *frame, uint32_t len,
     if (meta != NULL && mn_pkt_meta_check(meta, len) != 0) {
         return -EINVAL;
     }
-    pkt = ring_fill(&w->rx) < w->rx.limit ? mn_pktpool_get(&w->hub->pool) : NULL;
+    ring = rx_ring_for(w, frame, len);
+    pkt = ring_fill(ring) < ring->limit ? mn_pktpool_get(&w->hub->pool) : NULL;
     if (pkt == NULL) {
         w->stats.rx_drops++;
         return -ENOBUFS;
@@ -402,7 +503,7 @@ int mn_wire_inject_meta(struct mn_wire *w, const uint8_t *frame, uint32_t len,
     if (meta != NULL) {
         mn_pkt_meta_set(pkt, meta);
     }
-    ring_push(&w->rx, pkt, w->now_ns);
+    ring_push(ring, pkt, w->now_ns);
     return 0;
 }
 

@@ -8,6 +8,7 @@
 #define MN_SIM_WIRE_H
 
 #include "machnet/stack/core/nic.h"
+#include "machnet/stack/core/rss.h"
 
 #include "nickit.h"
 
@@ -30,7 +31,14 @@ struct mn_wire_config {
     bool rx_csum_trusted;
     /* A full queue takes no more frames, as the transmit ring of a device does, and loses none. */
     bool tx_backpressure;
+    /* Queues of each end, 1 to 16; 0: 1. What arrives is spread over them by rss, or by
+     * mn_rss_init_default; caps.rss says so unless it is hidden, as many NICs are. */
+    uint32_t queues[2];
+    const struct mn_rss *rss[2];
+    bool rss_hidden;
 };
+
+#define MN_WIRE_QUEUES_MAX 16u
 
 struct mn_wire_stats {
     uint64_t rx_frames; /* handed to the stack */
@@ -56,6 +64,9 @@ int mn_wire_single(const struct mn_wire_config *cfg, struct mn_wire **out);
 void mn_wire_close(struct mn_wire *w);
 
 struct mn_nic *mn_wire_nic(struct mn_wire *w);
+/* From now on what arrives here is spread so, while caps.rss says what it said: flows move. 0, or
+ * -EINVAL (the wire has one queue, or the table names one that it has not). */
+int mn_wire_spread(struct mn_wire *w, const struct mn_rss *rss);
 /* The time that is noted for each frame transmitted from now on. */
 void mn_wire_set_now(struct mn_wire *w, uint64_t now_ns);
 void mn_wire_get_stats(const struct mn_wire *w, struct mn_wire_stats *out);

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 from machnet._native import ffi, lib
 from machnet.errors import os_error
 from machnet.stack.clock import Clock
-from machnet.stack.names import format_mac, parse_interface, parse_mac
+from machnet.stack.names import format_mac, parse_interface, parse_ip, parse_mac
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from machnet.sim.nicstr import NicSpec
     from machnet.stack.stack import Stack
 
-__all__ = ["Capture", "Nic", "Tap", "Wire", "open_nic", "with_faults"]
+__all__ = ["Capture", "Nic", "Rss", "Tap", "Wire", "open_nic", "with_faults"]
 
 
 class Nic:
@@ -76,6 +78,13 @@ class Nic:
         """
         return isn
 
+    def shared_secret(self) -> bytes | None:
+        """The secret of all engines of this address, if there are several; None: it has its own."""
+        return None
+
+    def opened(self, native: Any) -> None:
+        """An engine was opened on this NIC, a ``struct mn_stack *`` that has not run yet."""
+
     def hand_fed_wire(self) -> Wire | None:
         """The wire that is fed by hand, if that is what this is."""
         return None
@@ -106,6 +115,11 @@ class Nic:
     def mac(self) -> str:
         """The NIC's own address, as "02:4d:4e:00:00:01"."""
         return format_mac(bytes(self._info().mac))
+
+    @property
+    def queues(self) -> int:
+        """Pairs of a receive and a transmit queue: how many engines can run on it side by side."""
+        return int(self._info().queues)
 
     def _release(self) -> None:
         """Free what the handle stands for."""
@@ -146,6 +160,10 @@ class Wire(Nic):
         checksums: The wire says that it finishes checksums itself and may be trusted: TCP
             segments then carry the pseudo-header sum only.
         segmentation: The wire takes TCP segments of up to 64 KiB. Implies ``checksums``.
+        queues: That it receives into, 1 to 16, for `machnet.stack.engines`; frames are spread over
+            them by a Toeplitz hash.
+        rss: How; None: by the usual key, all queues in turn.
+        rss_hidden: It does not tell how, as many NICs don't.
 
     Raises:
         ValueError: A number out of its range, or no MAC address.
@@ -161,8 +179,12 @@ class Wire(Nic):
         queue_frames: int = 8192,
         checksums: bool = False,
         segmentation: bool = False,
+        queues: int = 1,
+        rss: Rss | None = None,
+        rss_hidden: bool = False,
     ) -> None:
         config = _wire_config(mtu, (mac, None), queue_frames, checksums, segmentation)
+        _wire_queues(config, (queues, 1), (rss, None), rss_hidden)
         out = ffi.new("struct mn_wire **")
         _check_wire(lib.mn_wire_single(config, out), mtu, queue_frames)
         self._setup(out[0], "wire", None, hand_fed=True)
@@ -184,13 +206,19 @@ class Wire(Nic):
         queue_frames: int = 8192,
         checksums: bool = False,
         segmentation: bool = False,
+        queues: tuple[int, int] = (1, 1),
+        rss: tuple[Rss | None, Rss | None] = (None, None),
+        rss_hidden: bool = False,
     ) -> tuple[Wire, Wire]:
-        """Two wires, each the other end of the other. Arguments as for one; ``macs`` of both.
+        """Two wires, each the other end of the other.
+
+        Arguments as for one; ``macs``, ``queues`` and ``rss`` of both.
 
         Raises:
             ValueError: As for one.
         """
         config = _wire_config(mtu, macs, queue_frames, checksums, segmentation)
+        _wire_queues(config, queues, rss, rss_hidden)
         first, second = ffi.new("struct mn_wire **"), ffi.new("struct mn_wire **")
         _check_wire(lib.mn_wire_pair(config, first, second), mtu, queue_frames)
         clock = Clock(realtime=False)
@@ -225,6 +253,16 @@ class Wire(Nic):
         if rc < 0:
             raise BlockingIOError(errno.EAGAIN, f"{self}: the receive queue is full")
 
+    def spread(self, rss: Rss) -> None:
+        """From now on, spread what arrives here otherwise than the NIC says: flows move.
+
+        Raises:
+            ValueError: The wire has one queue, or fewer than the table names.
+        """
+        _ = self.native
+        if lib.mn_wire_spread(self._wire, rss.native) < 0:
+            raise ValueError(f"{self} has {self.queues} queues: the table must suit them")
+
     def drain(self) -> list[tuple[int, bytes]]:
         """The frames transmitted since the last call, in order, each with its time in ns."""
         _ = self.native
@@ -247,6 +285,51 @@ class Wire(Nic):
         self._wire = None
 
 
+class Rss:
+    """How a NIC spreads frames over its queues: Toeplitz hash and indirection table.
+
+    Args:
+        table: The queue for each value of the hash's low bits; a power of two of them, up to 512.
+        key: 16 to 52 bytes; None: the one that documentation and drivers use.
+
+    Raises:
+        ValueError: One of them has another size.
+    """
+
+    def __init__(self, table: Sequence[int], key: bytes | None = None) -> None:
+        #: ``struct mn_rss *``
+        self.native: Any = ffi.new("struct mn_rss *")
+        if key is None:
+            lib.mn_rss_init_default(self.native, 1)
+            size = int(self.native.key_bytes)
+            key = bytes(ffi.buffer(ffi.addressof(self.native, "key"), size))
+        ports = lib.MN_RSS_TCP_PORTS | lib.MN_RSS_UDP_PORTS
+        entries = ffi.new("uint16_t[]", list(table))
+        if lib.mn_rss_init(self.native, key, len(key), entries, len(table), ports) < 0:
+            raise ValueError(
+                f"a key has 16 to 52 bytes, a table 1 to 512 entries, a power of two: "
+                f"{len(key)}, {len(table)}"
+            )
+
+    def hash_ports(self, src: str, dst: str, sport: int, dport: int) -> int:
+        """The hash of a TCP or UDP packet."""
+        ends = parse_ip(src), parse_ip(dst)
+        return int(lib.mn_rss_hash_ports(self.native, *ends, sport, dport))
+
+    def hash_addrs(self, src: str, dst: str) -> int:
+        """The hash of any other IPv4 packet."""
+        return int(lib.mn_rss_hash_addrs(self.native, parse_ip(src), parse_ip(dst)))
+
+    def frame_queue(self, frame: bytes) -> int:
+        """The queue that a frame arrives in."""
+        return int(lib.mn_rss_frame_queue(self.native, frame, len(frame)))
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both directions of every flow have the same hash."""
+        return bool(lib.mn_rss_symmetric(self.native))
+
+
 class Tap(Nic):
     """A NIC whose other end is an interface of the Linux kernel.
 
@@ -254,6 +337,9 @@ class Tap(Nic):
         name: The TAP interface to attach to, or to make (which takes root).
         fd: A TAP's open descriptor instead, as `machnet.sim.KernelHost.open_tap` gives it. It is
             closed with the NIC.
+        more_fds: With ``fd``: descriptors of the interface's other queues, closed likewise.
+        queues: By name: how many are wanted, 1 to 16, for `machnet.stack.engines`; an interface that
+            has only one gives one.
         mtu: Bytes, 68 to 65521; None: the interface's own.
         mac: This end's address; None: made from the kernel's end.
         offload: False: finished frames within the MTU only.
@@ -268,6 +354,8 @@ class Tap(Nic):
         name: str | None = None,
         *,
         fd: int = -1,
+        more_fds: Sequence[int] = (),
+        queues: int = 1,
         mtu: int | None = None,
         mac: str | None = None,
         offload: bool = True,
@@ -278,6 +366,8 @@ class Tap(Nic):
         c_name = ffi.new("char[]", os.fsencode(name)) if name is not None else ffi.NULL
         config = ffi.new("struct mn_tap_config *")
         config.name, config.fd, config.mtu, config.no_offload = c_name, fd, mtu or 0, not offload
+        fds = ffi.new("int[]", list(more_fds))
+        config.queues, config.more_fds = (queues if fd < 0 else 1 + len(more_fds)), fds
         if mac is not None:
             config.mac = list(parse_mac(mac))
         if kernel_ip is not None:
@@ -372,12 +462,13 @@ def open_pcapng_file(path: str | os.PathLike[str]) -> Any:
     return out[0]
 
 
-def open_nic(spec: str, mtu: int | None = None) -> Nic:
+def open_nic(spec: str, mtu: int | None = None, queues: int = 1) -> Nic:
     """Open the NIC that a NIC string names, e.g. "tap:mn0".
 
     Args:
         spec: See `machnet.sim.nicstr`; with faults behind a ``?`` it is a `machnet.sim.Faulty`.
         mtu: Bytes; None: the interface's own.
+        queues: That would be useful; it may have one all the same (`Nic.queues`).
 
     Raises:
         ValueError: It is no NIC string, or names a driver that can't be opened by a string here.
@@ -386,7 +477,7 @@ def open_nic(spec: str, mtu: int | None = None) -> Nic:
     from machnet.sim.nicstr import parse_nic
 
     parsed = parse_nic(spec)
-    return with_faults(_open_driver(parsed, mtu), parsed)
+    return with_faults(_open_driver(parsed, mtu, 1 if parsed.faults else queues), parsed)
 
 
 def with_faults(nic: Nic, spec: NicSpec) -> Nic:
@@ -408,9 +499,9 @@ def with_faults(nic: Nic, spec: NicSpec) -> Nic:
         raise
 
 
-def _open_driver(parsed: NicSpec, mtu: int | None) -> Nic:
+def _open_driver(parsed: NicSpec, mtu: int | None, queues: int = 1) -> Nic:
     if parsed.scheme == "tap":
-        return Tap(parsed.rest, mtu=mtu, offload=not parsed.faults)
+        return Tap(parsed.rest, queues=queues, mtu=mtu, offload=not parsed.faults)
     if parsed.scheme == "link":
         from machnet.sim.linknic import LinkNic
 
@@ -443,6 +534,20 @@ def _wire_config(
     config.tx_csum_tcp = config.tx_csum_udp = config.rx_csum_trusted = finishes
     config.tx_gso = segmentation
     return config
+
+
+def _wire_queues(
+    config: Any, queues: tuple[int, int], rss: tuple[Rss | None, Rss | None], hidden: bool
+) -> None:
+    most = lib.MN_WIRE_QUEUES_MAX
+    for end, (count, how) in enumerate(zip(queues, rss, strict=True)):
+        if not 1 <= count <= most:
+            raise ValueError(f"queues: a wire has 1 to {most} queues: {count}")
+        if how is not None and max(how.native.table[0 : how.native.table_size]) >= count:
+            raise ValueError(f"rss: its table names queues that a wire with {count} has not")
+        config.queues[end] = count
+        config.rss[end] = ffi.NULL if how is None else how.native
+    config.rss_hidden = hidden
 
 
 def _check_wire(rc: int, mtu: int, queue_frames: int) -> None:

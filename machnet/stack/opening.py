@@ -86,8 +86,16 @@ def check_mtu(config: Any, mtu: int, nic: object) -> None:
         )
 
 
-def set_secret(config: Any, seed: int | None, *, virtual: bool) -> None:
-    """Fill the secret from a seed, or from the kernel's generator when there is none."""
+def set_secret(
+    config: Any, seed: int | None, *, virtual: bool, shared: bytes | None = None
+) -> None:
+    """Fill the secret from a seed, or from the kernel's generator when there is none.
+
+    ``shared`` goes before: the engines of one address have the same.
+    """
+    if shared is not None:
+        config.secret = list(shared)
+        return
     if seed is None and virtual:
         seed = 0
     size = len(config.secret)

@@ -111,11 +111,12 @@ class Stack:
                 raise ValueError(f"thread: {base.stepped_only} can only be stepped")
             isn = base.prepare(format_ip(config.ip), isn)
             clock = Clock(realtime=True) if threaded else base.new_clock()
-            set_secret(config, seed, virtual=not clock.realtime)
+            set_secret(config, seed, virtual=not clock.realtime, shared=base.shared_secret())
             if pcap is not None:
                 owned.insert(0, Capture(base, pcap))
             outer = owned[0] if pcap is not None else base
             native = open_native(config, outer, clock)
+            base.opened(native)
         except BaseException:
             for opened in owned:
                 opened.close()

@@ -6,7 +6,7 @@
  * use are asked by unicast, then given up. The table is bounded and evicts what nothing has used
  * for longest among a few.
  */
-#include "engine_int.h"
+#include "handoff.h"
 
 #define EVICT_LOOK     32u
 #define NBR_QUEUED_MAX 256u
@@ -302,7 +302,10 @@ static void arp_request_rx(struct mn_engine *e, const struct mn_arp *arp)
         e->stats.drop_arp_other++;
         return;
     }
-    arp_send(e, MN_ARP_REPLY, arp->sender_mac, arp->sender_mac, arp->sender_ip);
+    mn_handoff_all(e);
+    if (!mn_handoff_is_copy(e)) {
+        arp_send(e, MN_ARP_REPLY, arp->sender_mac, arp->sender_mac, arp->sender_ip);
+    }
     if (!arp_sender_ok(e, arp)) {
         return;
     }
@@ -338,6 +341,11 @@ void mn_arp_rx(struct mn_engine *e, const uint8_t *p, uint32_t len)
     }
     uint32_t i = mn_nbr_find(e, arp.sender_ip);
 
+    /* Another engine may have asked. */
+    mn_handoff_all(e);
+    if (i == MN_NIL && mn_handoff_is_copy(e)) {
+        return;
+    }
     if (i == MN_NIL || !arp_sender_ok(e, &arp)) {
         e->stats.drop_arp_unsolicited++;
         return;

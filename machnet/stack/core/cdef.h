@@ -314,3 +314,30 @@ enum mn_tcp_state {
     MN_TCP_TIME_WAIT,
     ...
 };
+
+/* How NICs spread frames over queues: rss.h. */
+#define MN_RSS_KEY_MIN_BYTES ...
+#define MN_RSS_KEY_MAX_BYTES ...
+#define MN_RSS_TABLE_MAX     ...
+#define MN_RSS_TCP_PORTS     ...
+#define MN_RSS_UDP_PORTS     ...
+#define MN_ENGINES_MAX       ...
+
+struct mn_rss {
+    uint8_t key[...];
+    uint32_t key_bytes;
+    uint32_t ports;
+    uint32_t table_size;
+    uint16_t table[...];
+    ...;
+};
+
+int mn_rss_init(struct mn_rss *r, const uint8_t *key, uint32_t key_bytes, const uint16_t *table,
+                uint32_t table_size, uint32_t ports);
+int mn_rss_init_default(struct mn_rss *r, uint32_t queues);
+uint32_t mn_rss_hash_ports(const struct mn_rss *r, uint32_t src, uint32_t dst, uint16_t sport,
+                           uint16_t dport);
+uint32_t mn_rss_hash_addrs(const struct mn_rss *r, uint32_t src, uint32_t dst);
+bool mn_rss_symmetric(const struct mn_rss *r);
+uint32_t mn_rss_frame_queue(const struct mn_rss *r, const uint8_t *p, uint32_t len);
+uint32_t mn_rss_least_share(const struct mn_rss *r, uint32_t queues);

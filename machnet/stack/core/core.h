@@ -6,5 +6,6 @@
 #include "chan_app.h"
 #include "channel.h"
 #include "engine.h"
+#include "rss.h"
 
 #endif

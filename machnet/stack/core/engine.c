@@ -96,7 +96,9 @@ static void eth_rx(struct mn_engine *e, struct mn_pkt *pkt, bool looped)
     for (const struct mn_pkt *more = pkt->next; more != NULL; more = more->next) {
         total += more->len;
     }
-    e->stats.rx_bytes += total;
+    if (MN_LIKELY((pkt->flags & MN_PKT_HANDED) == 0)) {
+        e->stats.rx_bytes += total;
+    }
     if (MN_UNLIKELY(pkt->next != NULL && pkt->len < CHAIN_HEADERS)) {
         e->stats.drop_eth_short++;
         return;
@@ -125,8 +127,16 @@ static void eth_rx(struct mn_engine *e, struct mn_pkt *pkt, bool looped)
 
 void mn_engine_input(struct mn_engine *e, struct mn_pkt *pkt, bool looped)
 {
-    e->stats.rx_frames++;
+    if (MN_LIKELY((pkt->flags & MN_PKT_HANDED) == 0)) {
+        e->stats.rx_frames++;
+    } else {
+        e->stats.handoff_received++;
+        looped = (pkt->flags & MN_PKT_LOOPED) != 0;
+    }
+    e->rx_pkt = pkt;
+    e->rx_looped = looped;
     eth_rx(e, pkt, looped);
+    e->rx_pkt = NULL;
     e->nic->ops->pkt_free(e->nic, 0, pkt);
 }
 

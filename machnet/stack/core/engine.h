@@ -73,6 +73,27 @@ struct mn_host {
     void (*wake)(void *ctx, uint32_t lane);
 };
 
+/* Several engines with one NIC and one address (handoff.h). */
+#define MN_ENGINES_MAX 16u
+/* Entries of the table of hints that the engines of an address share. */
+#define MN_OWNERS (1u << 16)
+
+/* A frame on its way to another engine. */
+struct mn_handed {
+    const struct mn_pkt *pkt; /* to be copied; stays the caller's */
+    uint16_t asked;           /* for mn_pkt.asked of the copy */
+    bool looped;              /* the copy gets MN_PKT_LOOPED beside MN_PKT_HANDED */
+    bool spare;               /* less important than segments: may use half of the way's room */
+};
+
+struct mn_share {
+    uint32_t index, n; /* this engine is number index of n, at most MN_ENGINES_MAX */
+    /* Gives a copy of a frame to engine `to`, which receives it from its NIC; false: no room. */
+    bool (*give)(void *ctx, uint32_t to, const struct mn_handed *frame);
+    void *ctx;
+    _Atomic uint32_t *owners; /* MN_OWNERS of them, zeroed, the same for all */
+};
+
 struct mn_engine;
 
 void mn_config_defaults(struct mn_config *cfg);
@@ -84,6 +105,8 @@ uint64_t mn_engine_bytes(const struct mn_config *cfg);
 int mn_engine_open(struct mn_engine **out, void *mem, uint64_t mem_bytes,
                    const struct mn_config *cfg, struct mn_nic *nic, const struct mn_host *host,
                    uint64_t now_ns);
+/* The engine is one of several, which need the same secret. Before its first pass. 0, -EINVAL. */
+int mn_engine_join(struct mn_engine *e, const struct mn_share *share);
 /* Gives all packets back to the NIC; connections vanish without a word (abort or close them first).
  */
 void mn_engine_close(struct mn_engine *e);

@@ -5,6 +5,7 @@
 
 #include "engine.h"
 #include "lane.h"
+#include "rss.h"
 #include "siphash.h"
 #include "tcb.h"
 
@@ -144,6 +145,11 @@ struct mn_engine {
 
     struct mn_bucket rst_bucket, icmp_bucket;
     uint32_t port_offset;
+
+    struct mn_share share; /* n is 0 or 1: the engine is alone */
+    bool rss_useful;       /* ports can be found that the NIC brings to each engine */
+    bool rx_looped;
+    struct mn_pkt *rx_pkt; /* the frame that is being received */
 };
 
 static inline struct mn_tcb *mn_tcb_at(const struct mn_engine *e, uint32_t i)

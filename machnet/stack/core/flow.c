@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Connections and listeners by address: chained hash tables under a secret key, and the choice of
  * local ports. */
-#include "engine_int.h"
+#include "handoff.h"
 
 enum { USE_TABLE = 1, USE_LISTEN = 2, USE_PORT = 3, USE_TABLE_UDP = 4 };
 
@@ -9,6 +9,8 @@ enum { USE_TABLE = 1, USE_LISTEN = 2, USE_PORT = 3, USE_TABLE_UDP = 4 };
 #define PORT_COUNT 28232u /* up to 60999, Linux's range */
 #define PORT_TRIES                                                                                 \
     1024u /* then nearly all of them are taken, and the search must not hold up a pass */
+/* Of several engines each has some of the ports only. */
+#define PORT_TRIES_SHARED 8192u
 
 /* Connections of both transports are in one table; the same addresses and ports may stand for one
  * of each. */
@@ -58,6 +60,7 @@ void mn_flow_insert(struct mn_engine *e, struct mn_tcb *t)
     t->hash_next = e->flow_buckets[b];
     e->flow_buckets[b] = mn_tcb_index(e, t) + 1;
     t->flags |= MN_TF_HASHED;
+    mn_owner_set(e, &(struct mn_tuple){t->laddr, t->raddr, t->lport, t->rport, mn_tcb_l4(t)});
 }
 
 void mn_flow_remove(struct mn_engine *e, struct mn_tcb *t)
@@ -78,6 +81,7 @@ void mn_flow_remove(struct mn_engine *e, struct mn_tcb *t)
     }
     *at = t->hash_next;
     t->flags &= ~MN_TF_HASHED;
+    mn_owner_clear(e, &(struct mn_tuple){t->laddr, t->raddr, t->lport, t->rport, mn_tcb_l4(t)});
 }
 
 static uint32_t listen_bucket(const struct mn_engine *e, uint16_t port)
@@ -171,10 +175,16 @@ int32_t mn_port_choose(struct mn_engine *e, uint8_t l4, uint32_t laddr, uint32_t
 {
     uint32_t base = (uint32_t)mn_siphash_flow(e->key, laddr, 0, raddr, rport, USE_PORT);
 
-    e->port_offset += 1 + ((uint32_t)mn_random(e) & 7);
-    for (uint32_t n = 0; n < PORT_TRIES; n++) {
-        uint16_t port = (uint16_t)(PORT_FIRST + (base + e->port_offset + n) % PORT_COUNT);
+    bool shared = e->share.n > 1;
 
+    e->port_offset += 1 + ((uint32_t)mn_random(e) & 7);
+    for (uint32_t n = 0; n < (shared ? PORT_TRIES_SHARED : PORT_TRIES); n++) {
+        uint16_t port = (uint16_t)(PORT_FIRST + (base + e->port_offset + n) % PORT_COUNT);
+        const struct mn_tuple flow = {laddr, raddr, port, rport, l4};
+
+        if (shared && mn_flow_home(e, &flow) != e->share.index) {
+            continue; /* the answers would come to another engine */
+        }
         if (mn_flow_find(e, l4, laddr, port, raddr, rport) == NULL &&
             mn_listener_find(e, l4, laddr, port) == MN_NIL) {
             return port;

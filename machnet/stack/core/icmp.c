@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* ICMP: echo, errors about packets of ours, and the error for a UDP port that nobody serves. */
-#include "engine_int.h"
+#include "handoff.h"
 
 /* An IPv4 packet with room for `bytes` behind its header; the caller fills them and calls
  * icmp_output. */
@@ -50,6 +50,10 @@ static void icmp_error(struct mn_engine *e, const struct mn_icmp *icmp)
     }
     if (!mn_ip_is_local(e, q.src) || q.proto != MN_IPPROTO_TCP) {
         e->stats.drop_icmp_quote++;
+        return;
+    }
+    if (mn_flow_find(e, q.proto, q.src, q.sport, q.dst, q.dport) == NULL &&
+        mn_handoff(e, &(struct mn_tuple){q.src, q.dst, q.sport, q.dport, q.proto})) {
         return;
     }
     mn_tcp_icmp_error(e, icmp, &q);
@@ -104,6 +108,10 @@ void mn_udp_rx(struct mn_engine *e, const struct mn_ipv4 *ip, const uint8_t *ip_
     if (mn_udp_parse(ip->payload, ip->payload_len, &udp) < 0 ||
         (!csum_known && !mn_udp_csum_ok(ip->src, ip->dst, ip->payload, ip->payload_len))) {
         e->stats.drop_udp_bad++;
+        return;
+    }
+    if (!dst_is_group &&
+        mn_handoff(e, &(struct mn_tuple){ip->dst, ip->src, udp.dport, udp.sport, MN_IPPROTO_UDP})) {
         return;
     }
     e->stats.drop_udp_port++;

@@ -35,10 +35,19 @@ struct mn_pkt {
         l4_off; /* offset of the layer-4 header, valid when csum is PARTIAL or gso_size is not 0 */
     uint16_t csum_off; /* offset of the checksum field from l4_off */
     uint8_t csum;      /* enum mn_csum_state */
-    uint8_t pad;
-    uint64_t drv;        /* the driver's own */
-    struct mn_pkt *link; /* free for whoever holds the packet: the next frame of a list */
+    uint8_t flags;     /* MN_PKT_...; 0 from a driver */
+    uint64_t drv;      /* the driver's own */
+    union {
+        struct mn_pkt *link; /* free for whoever holds the packet: the next frame of a list */
+        uint64_t asked;      /* as received with MN_PKT_HANDED: engines that have looked at it, a
+                                bit each */
+    };
 };
+
+/* Received from another engine of this address, not from the wire. */
+#define MN_PKT_HANDED 1u
+/* Handed over, and sent by an engine of this address. */
+#define MN_PKT_LOOPED 2u
 
 struct mn_nic;
 
@@ -52,17 +61,30 @@ struct mn_nic_ops {
     struct mn_pkt *(*pkt_alloc)(struct mn_nic *nic, uint32_t queue, uint32_t size);
     /* Gives a packet back with all its pieces. */
     void (*pkt_free)(struct mn_nic *nic, uint32_t queue, struct mn_pkt *pkt);
+
+    /* The rest may be NULL, and is used by hosts, never by the core. */
+
+    /* What polls readable when a frame waits in this queue, or -1; NULL: rx_fd does. */
+    int (*queue_fd)(struct mn_nic *nic, uint32_t queue);
+    /* With on: the caller is about to sleep on the descriptor, which from now on wakes it; false:
+     * something is to be done already. Without: it sleeps no more. NULL: the descriptor always
+     * wakes. */
+    bool (*rx_arm)(struct mn_nic *nic, uint32_t queue, bool on);
 };
 
+struct mn_rss;
+
 struct mn_nic_caps {
-    uint32_t mtu;          /* bytes of the IP packet: the frame without its Ethernet header */
-    uint32_t rx_max_frame; /* largest frame rx_burst may return, all pieces together */
-    uint32_t tx_max_frame; /* largest frame tx_burst takes: above mtu + 14 only with tx_gso */
-    uint16_t queues;       /* receive/transmit queue pairs, at least 1 */
-    bool tx_csum_tcp;      /* takes MN_CSUM_PARTIAL for TCP */
-    bool tx_csum_udp;      /* takes MN_CSUM_PARTIAL for UDP */
-    bool tx_gso;           /* takes TCP frames with gso_size, checksum PARTIAL */
-    bool rx_csum_trusted;  /* its MN_CSUM_VALID and MN_CSUM_PARTIAL marks may be believed */
+    uint32_t mtu;             /* bytes of the IP packet: the frame without its Ethernet header */
+    uint32_t rx_max_frame;    /* largest frame rx_burst may return, all pieces together */
+    uint32_t tx_max_frame;    /* largest frame tx_burst takes: above mtu + 14 only with tx_gso */
+    uint16_t queues;          /* receive/transmit queue pairs, at least 1 */
+    bool tx_csum_tcp;         /* takes MN_CSUM_PARTIAL for TCP */
+    bool tx_csum_udp;         /* takes MN_CSUM_PARTIAL for UDP */
+    bool tx_gso;              /* takes TCP frames with gso_size, checksum PARTIAL */
+    bool rx_csum_trusted;     /* its MN_CSUM_VALID and MN_CSUM_PARTIAL marks may be believed */
+    const struct mn_rss *rss; /* how it spreads frames over its queues (rss.h); NULL: unknown. Stays
+                                 as it is while the NIC is open */
 };
 
 struct mn_nic {
@@ -76,6 +98,8 @@ struct mn_nic {
     uint64_t wake_ns; /* when it wants to be polled although no frame may have come in (it holds
                          some back); 0: never. Up to date after rx_burst and tx_burst; used by
                          hosts, never by the core */
+    uint32_t moved;   /* frames that the last rx_burst dealt with itself: work done, although the
+                         caller did not see them; used by hosts, never by the core */
 };
 
 #endif

@@ -11,6 +11,9 @@
     X(tx_frames, "frames handed to the NIC")                                                       \
     X(tx_bytes, "bytes handed to the NIC")                                                         \
     X(loop_frames, "frames from the engine to itself")                                             \
+    X(handoff_sent, "frames handed over to another engine of this address")                        \
+    X(handoff_received, "frames that another engine of this address handed over")                  \
+    X(drop_handoff_full, "frame lost: no room on the way to another engine")                       \
     X(drop_eth_short, "frame shorter than an Ethernet header")                                     \
     X(drop_eth_type, "EtherType that is neither IPv4 nor ARP (VLAN, 802.3 and others)")            \
     X(drop_eth_dst, "frame for another station")                                                   \

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Segments in: the checks and their order of RFC 9293 3.10.7, with RFC 5961, RFC 7323 and RFC 1337.
  */
-#include "engine_int.h"
+#include "handoff.h"
 
 #define PAWS_IDLE_NS                                                                               \
     (UINT64_C(24) * 86400 * MN_NS_PER_S) /* after it TS.Recent says nothing (RFC 7323 5.5) */
@@ -130,6 +130,12 @@ static void urgent_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg
 static bool syn_received_ack(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *s)
 {
     if (!mn_seq_gt(s->ack, t->snd_una) || mn_seq_gt(s->ack, t->snd_nxt)) {
+        const struct mn_tuple flow = {t->laddr, t->raddr, t->lport, t->rport, MN_IPPROTO_TCP};
+
+        /* Its SYN came twice, to two engines, and the peer has gone on with the other one. */
+        if ((t->flags & MN_TF_PASSIVE) != 0 && mn_handoff(e, &flow)) {
+            return false;
+        }
         e->stats.drop_tcp_ack++;
         mn_tcp_reply_rst(e, s);
         return false;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Where a TCP segment comes in: parse, find what it belongs to, and what LISTEN and CLOSED do with
  * it (RFC 9293 3.10.7.1, 3.10.7.2). */
-#include "engine_int.h"
+#include "handoff.h"
 
 #define PMTU_MIN_BYTES                                                                             \
     552u /* below it a "fragmentation needed" is a lie or an attack (RFC 5927 7.2; Linux's floor)  \
@@ -117,6 +117,16 @@ static bool time_wait_reuse(struct mn_engine *e, struct mn_tcb *t, const struct 
     return true;
 }
 
+/* A segment without a connection here: whether another engine of this address is to look at it. */
+static bool handed_over(struct mn_engine *e, const struct mn_seg *s, uint32_t listener)
+{
+    const struct mn_tuple flow = {s->dst, s->src, s->dport, s->sport, MN_IPPROTO_TCP};
+    bool opens =
+        listener != MN_NIL && (s->flags & (MN_TCP_SYN | MN_TCP_ACK | MN_TCP_RST)) == MN_TCP_SYN;
+
+    return opens ? mn_handoff_opening(e, &flow) : mn_handoff(e, &flow);
+}
+
 static void dispatch(struct mn_engine *e, struct mn_seg *s)
 {
     struct mn_tcb *t = mn_flow_find(e, MN_IPPROTO_TCP, s->dst, s->dport, s->src, s->sport);
@@ -130,6 +140,10 @@ static void dispatch(struct mn_engine *e, struct mn_seg *s)
         return;
     }
     uint32_t listener = mn_listener_find(e, MN_IPPROTO_TCP, s->dst, s->dport);
+    if (MN_UNLIKELY(e->share.n > 1) && handed_over(e, s, listener)) {
+        e->isn_has_floor = false;
+        return;
+    }
     if (listener != MN_NIL) {
         mn_tcp_listen_rx(e, listener, s);
         e->isn_has_floor = false;

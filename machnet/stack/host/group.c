@@ -238,6 +238,16 @@ static int group_wait_virtual(struct mn_group *g, struct mn_app *app, uint64_t u
     }
 }
 
+static bool group_arm(struct mn_group *g, bool on)
+{
+    bool idle = true;
+
+    for (uint32_t i = 0; i < g->n; i++) {
+        idle &= mn_stack_arm(g->stacks[i], on);
+    }
+    return idle;
+}
+
 /* Sleeps until a frame comes in or a timer is due, at most until until_ns. */
 static int group_sleep(struct mn_group *g, uint64_t until_ns)
 {
@@ -259,7 +269,10 @@ static int group_sleep(struct mn_group *g, uint64_t until_ns)
         return 0;
     }
     deadline -= g->now_ns;
-    return mn_os_poll(fds, n, blind ? mn_min_u64(deadline, MN_NS_PER_MS) : deadline);
+    if (blind) {
+        deadline = mn_min_u64(deadline, MN_NS_PER_MS);
+    }
+    return group_arm(g, true) ? mn_os_poll(fds, n, deadline) : 0;
 }
 
 static int group_wait_real(struct mn_group *g, struct mn_app *app, uint64_t until_ns)
@@ -282,6 +295,7 @@ static int group_wait_real(struct mn_group *g, struct mn_app *app, uint64_t unti
             return -EINTR;
         }
         rc = group_sleep(g, mn_min_u64(slice_ns, until_ns));
+        (void)group_arm(g, false);
         if (rc < 0) {
             return rc;
         }

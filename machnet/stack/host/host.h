@@ -95,6 +95,9 @@ void mn_group_set_tap(struct mn_group *g, const struct mn_group_tap *tap);
  * mn_stack_close. 0; -EINVAL (configuration); -ENOMEM; -EMFILE and what else eventfd says. */
 int mn_stack_open(struct mn_stack **out, const struct mn_config *cfg, struct mn_nic *nic,
                   struct mn_group *g);
+/* The stack is one of several with one address: see mn_engine_join. Before mn_stack_start and
+ * before its first pass. 0, -EINVAL. */
+int mn_stack_join(struct mn_stack *s, const struct mn_share *share);
 /* Called with the present time before each pass: what stamps frames learns it so. At most four:
  * -ENOSPC. Before mn_stack_start. */
 int mn_stack_watch_time(struct mn_stack *s, void (*set_now)(void *ctx, uint64_t now_ns), void *ctx);

@@ -102,6 +102,11 @@ int mn_stack_open(struct mn_stack **out, const struct mn_config *cfg, struct mn_
     return 0;
 }
 
+int mn_stack_join(struct mn_stack *s, const struct mn_share *share)
+{
+    return s->threaded || s->engine == NULL ? -EINVAL : mn_engine_join(s->engine, share);
+}
+
 int mn_stack_watch_time(struct mn_stack *s, void (*set_now)(void *ctx, uint64_t now_ns), void *ctx)
 {
     if (s->threaded) {

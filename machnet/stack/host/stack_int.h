@@ -196,13 +196,21 @@ int mn_group_wait(struct mn_group *g, struct mn_stack *s, struct mn_app *app, ui
  * has sent it: its neighbour is to be polled too. */
 static inline uint32_t mn_stack_pass(struct mn_stack *s, uint64_t now_ns)
 {
+    uint32_t done;
     bool due;
 
     for (uint32_t i = 0; i < s->n_watchers; i++) {
         s->watchers[i].set_now(s->watchers[i].ctx, now_ns);
     }
     due = s->nic->wake_ns != 0 && s->nic->wake_ns <= now_ns;
-    return mn_engine_poll(s->engine, now_ns) + due;
+    done = mn_engine_poll(s->engine, now_ns) + due;
+    return done + s->nic->moved;
+}
+
+/* Before and after sleeping on the NIC's descriptor; false: there is something to do instead. */
+static inline bool mn_stack_arm(struct mn_stack *s, bool on)
+{
+    return s->nic->ops->rx_arm == NULL || s->nic->ops->rx_arm(s->nic, 0, on);
 }
 
 /* When the stack wants its next pass: the engine, or frames that its NIC holds back. */

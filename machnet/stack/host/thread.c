@@ -52,10 +52,11 @@ static void thread_sleep(struct mn_stack *s, uint64_t now_ns, uint64_t nap_ns)
     if (deadline > now_ns && mn_engine_prepare_sleep(s->engine)) {
         /* Sequentially consistent, as is the caller's pair: one of us sees the other. */
         atomic_store(&s->sleeping, 1);
-        if (atomic_load(&s->call) == NULL) {
+        if (mn_stack_arm(s, true) && atomic_load(&s->call) == NULL) {
             atomic_fetch_add_explicit(&s->sleeps, 1, memory_order_relaxed);
             thread_block(s, deadline == MN_NEVER ? UINT64_MAX : deadline - now_ns, nap_ns);
         }
+        (void)mn_stack_arm(s, false);
         atomic_store(&s->sleeping, 0);
     }
     mn_engine_cancel_sleep(s->engine);
