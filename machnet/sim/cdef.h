@@ -523,6 +523,7 @@ void mn_check_forget(struct mn_check *c, uint32_t node);
 struct mn_check_conn {
     uint32_t laddr, raddr;
     uint16_t lport, rport;
+    uint32_t udp;
 };
 void mn_check_foreign(struct mn_check *c, const uint8_t *frame, uint32_t len);
 int mn_check_given(struct mn_check *c, const struct mn_check_conn *conn, uint64_t id,

@@ -107,7 +107,7 @@ static bool is_flow(const struct mn_ck_flow *f, uint32_t node, const struct mn_c
 
 static void flow_drop(struct mn_check *c, struct mn_ck_flow *f)
 {
-    struct mn_check_conn k = {f->laddr, f->raddr, f->lport, f->rport};
+    struct mn_check_conn k = {f->laddr, f->raddr, f->lport, f->rport, 0};
     uint32_t i = (uint32_t)(f - c->flows);
     uint32_t *at = &c->buckets[bucket_of(f->node, &k)];
 

@@ -51,6 +51,7 @@ void mn_check_forget(struct mn_check *c, uint32_t node);
 struct mn_check_conn {
     uint32_t laddr, raddr;
     uint16_t lport, rport;
+    uint32_t udp; /* 1: of the message transport over UDP; 0: TCP */
 };
 int mn_check_given(struct mn_check *c, const struct mn_check_conn *conn, uint64_t id,
                    const void *bytes, uint64_t len, bool message);

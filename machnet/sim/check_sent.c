@@ -211,17 +211,38 @@ static int sent_segment(struct mn_check *c, struct mn_ck_flow *f, const struct m
     return sent_ack(c, f, tcp, now_ns);
 }
 
+static bool parse_ip(const uint8_t *frame, uint32_t len, struct mn_ipv4 *ip)
+{
+    return len > MN_ETH_HLEN && mn_rd16be(frame + 12) == MN_ETHERTYPE_IPV4 &&
+           mn_ipv4_parse(frame + MN_ETH_HLEN, len - MN_ETH_HLEN, ip) == 0;
+}
+
 static bool parse(const uint8_t *frame, uint32_t len, struct mn_check_conn *k, struct mn_tcp *tcp)
 {
     struct mn_ipv4 ip;
 
-    if (len <= MN_ETH_HLEN || mn_rd16be(frame + 12) != MN_ETHERTYPE_IPV4 ||
-        mn_ipv4_parse(frame + MN_ETH_HLEN, len - MN_ETH_HLEN, &ip) != 0 ||
-        ip.proto != MN_IPPROTO_TCP || mn_tcp_parse(ip.payload, ip.payload_len, tcp) != 0) {
+    if (!parse_ip(frame, len, &ip) || ip.proto != MN_IPPROTO_TCP ||
+        mn_tcp_parse(ip.payload, ip.payload_len, tcp) != 0) {
         return false;
     }
-    *k = (struct mn_check_conn){ip.src, ip.dst, tcp->sport, tcp->dport};
+    *k = (struct mn_check_conn){ip.src, ip.dst, tcp->sport, tcp->dport, 0};
     return true;
+}
+
+/* DATA of the message transport that is not empty. */
+static bool parse_mnp(const uint8_t *frame, uint32_t len, struct mn_check_conn *k)
+{
+    struct mn_ipv4 ip;
+    struct mn_udp udp;
+    struct mn_mnp mnp;
+
+    if (!parse_ip(frame, len, &ip) || ip.proto != MN_IPPROTO_UDP ||
+        mn_udp_parse(ip.payload, ip.payload_len, &udp) != 0 ||
+        mn_mnp_parse(udp.payload, udp.payload_len, &mnp) != 0 || mnp.kind != MN_MNP_DATA) {
+        return false;
+    }
+    *k = (struct mn_check_conn){ip.src, ip.dst, udp.sport, udp.dport, 1};
+    return mnp.payload_len > 0;
 }
 
 void mn_check_foreign(struct mn_check *c, const uint8_t *frame, uint32_t len)
@@ -229,7 +250,7 @@ void mn_check_foreign(struct mn_check *c, const uint8_t *frame, uint32_t len)
     struct mn_check_conn k;
     struct mn_tcp tcp;
 
-    if (parse(frame, len, &k, &tcp) && tcp.payload_len > 0) {
+    if ((parse(frame, len, &k, &tcp) && tcp.payload_len > 0) || parse_mnp(frame, len, &k)) {
         mn_ck_stream_leave(c->streams, &k);
     }
 }

@@ -74,7 +74,8 @@ static struct stream **stream_at(struct mn_ck_streams *all, const struct mn_chec
     h = (h ^ h >> 32 ^ ((uint64_t)key->lport << 16 | key->rport)) * UINT64_C(0xff51afd7ed558ccd);
     at = &all->buckets[h >> 40 & (BUCKETS - 1)];
     while (*at != NULL && ((*at)->key.laddr != key->laddr || (*at)->key.raddr != key->raddr ||
-                           (*at)->key.lport != key->lport || (*at)->key.rport != key->rport)) {
+                           (*at)->key.lport != key->lport || (*at)->key.rport != key->rport ||
+                           (*at)->key.udp != key->udp)) {
         at = &(*at)->next;
     }
     return at;
@@ -192,7 +193,7 @@ static bool wrong(const struct stream *s, char *text, size_t size, const char *h
 bool mn_ck_stream_taken(struct mn_ck_streams *all, const struct mn_check_conn *conn, uint64_t id,
                         const void *bytes, uint64_t len, bool message, char *text, size_t size)
 {
-    struct mn_check_conn key = {conn->raddr, conn->laddr, conn->rport, conn->lport};
+    struct mn_check_conn key = {conn->raddr, conn->laddr, conn->rport, conn->lport, conn->udp};
     struct stream *s = *stream_at(all, &key);
     const uint8_t *at = bytes;
 

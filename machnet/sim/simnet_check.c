@@ -37,7 +37,8 @@ void sim_check_foreign(struct mn_simnet *net, const struct mn_pkt *pkt)
 
 static struct mn_check_conn conn_of(const struct mn_app_flow_info *f)
 {
-    return (struct mn_check_conn){f->local_ip, f->remote_ip, f->local_port, f->remote_port};
+    return (struct mn_check_conn){f->local_ip, f->remote_ip, f->local_port, f->remote_port,
+                                  f->proto == MN_PROTO_UDP};
 }
 
 /* The step that follows says so if something is wrong. */

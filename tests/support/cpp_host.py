@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cpp_peer import TICK_NS, CppMachnet
 
 from machnet.sim import DROP, Hop, Network
@@ -36,6 +38,8 @@ class CppHost(CppMachnet):
         self.net = net
         self.log: list[tuple[int, str, bytes]] = []
         self._inbox: list[bytes] = []
+        #: Its application: called after each batch of frames, and after each tick.
+        self.app: Callable[[], object] | None = None
         self.link = net.link(self.raw, near, latency=0, bandwidth=None, queue=None)
         self._rule = net.rule(self._enter, self.link)
         self._next_ns = net.now_ns - net.now_ns % TICK_NS + phase
@@ -55,7 +59,7 @@ class CppHost(CppMachnet):
         for raw in inbox:
             self.log.append((self.net.now_ns, "<", raw))
             self.receive(raw)
-        self.flush()
+        self._done()
 
     def flush(self) -> None:
         """Put on the wire what is to be sent. After a call of an application."""
@@ -70,8 +74,13 @@ class CppHost(CppMachnet):
 
     def _tick(self) -> None:
         self.tick()
-        self.flush()
+        self._done()
         self._schedule()
+
+    def _done(self) -> None:
+        if self.app is not None:
+            self.app()
+        self.flush()
 
     def stop(self) -> None:
         """It stands still from now on, and receives no more."""

@@ -432,11 +432,11 @@ def test_a_flow_that_is_forgotten_and_used_anew_is_looked_at_once() -> None:
 class Apps:
     """Two ends of a connection, each telling what its application gives and takes."""
 
-    def __init__(self) -> None:
-        self.check = ffi.gc(lib.mn_check_new(0), lib.mn_check_free)
+    def __init__(self, check: Any = None, udp: int = 0) -> None:
+        self.check = check or ffi.gc(lib.mn_check_new(0), lib.mn_check_free)
         a, b = (int.from_bytes(bytes(map(int, ip.split("."))), "big") for ip in (A, B))
-        self.a = ffi.new("struct mn_check_conn *", [a, b, 1000, 7])
-        self.b = ffi.new("struct mn_check_conn *", [b, a, 7, 1000])
+        self.a = ffi.new("struct mn_check_conn *", [a, b, 1000, 7, udp])
+        self.b = ffi.new("struct mn_check_conn *", [b, a, 7, 1000, udp])
 
     def give(self, data: bytes, ident: int = 1, *, message: bool = False) -> None:
         assert lib.mn_check_given(self.check, self.a, ident, data, len(data), message) == 0
@@ -522,6 +522,19 @@ def test_the_next_connection_begins_anew() -> None:
     assert apps.take(b" connection") == ""  # the old one's reader
     assert apps.take(b"second", ident=4) == ""
     assert apps.take(b"s", ident=4) != ""
+
+
+def test_both_transports_between_the_same_addresses_and_ports() -> None:
+    tcp = Apps()
+    udp = Apps(tcp.check, udp=1)
+    for i in range(5):
+        tcp.give(b"tcp %d" % i, ident=1, message=True)
+        udp.give(b"udp, longer %d" % i, ident=2, message=True)
+    for i in range(5):
+        assert udp.take(b"udp, longer %d" % i, ident=3, message=True) == ""
+        assert tcp.take(b"tcp %d" % i, ident=4, message=True) == ""
+    udp.give(b"good", ident=2, message=True)
+    assert "other bytes" in udp.take(b"evil", ident=3, message=True)
 
 
 def test_what_a_test_changes_on_the_way_is_the_tests() -> None:
