@@ -88,7 +88,7 @@ async function run(usage, more, main) {
     await main(loadMachnet, options);
   } catch (error) {
     const isUsage = error instanceof UsageError;
-    console.error(isUsage ? `${usage}\n${error.message}` : process.env.MACHNET_DEBUG ? error : error.message);
+    console.error(isUsage ? `${usage}\n${error.message}` : error.message);
     process.exitCode = isUsage ? 2 : 1;
   }
 }
