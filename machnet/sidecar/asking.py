@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import socket
+import struct
 from typing import Any
 
 from machnet._native import lib
@@ -39,9 +40,12 @@ class Asking:
         self._ids = 0
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
-            self._sock.settimeout(_TIMEOUT_S)
+            # Python's timeout would make a full queue of connections an error.
+            timeval = struct.pack("ll", int(_TIMEOUT_S), 0)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
             try:
                 self._sock.connect(path)
+                self._sock.settimeout(_TIMEOUT_S)
             except (ConnectionRefusedError, FileNotFoundError):
                 raise ConnectionRefusedError(
                     errno.ECONNREFUSED, "there is no sidecar on this socket", path

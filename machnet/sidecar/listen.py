@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["BusySocketError", "ControlSocket", "bound_socket"]
 
-BACKLOG = 128
+BACKLOG = 1024
 
 
 class BusySocketError(OSError):

@@ -36,7 +36,7 @@ __all__ = ["Server"]
 #: Connections that have not said hello; one more, and the oldest has to go.
 PENDING_MAX = 64
 #: How long a connection may take to say hello.
-HELLO_S = 5.0
+HELLO_S = 2.0
 #: Connections accepted before others get their turn.
 _ACCEPTS = 64
 _CHAN_VERSION: int = lib.MN_CHAN_VERSION
