@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+
 import machnet
 from machnet.sim import Wire
 
@@ -19,11 +22,9 @@ def greedy(server: machnet.Stack, client: machnet.Stack, port: int) -> machnet.C
     peer = client.attach()
     for _ in range(FLOWS):
         flow = peer.connect(client.ip, server.ip, port, "tcp")
-        for _ in range(200):
-            try:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(200):
                 peer.send(flow, bytes(400))
-            except BlockingIOError:
-                break
     client.advance(20_000_000)
     return app
 
@@ -39,7 +40,7 @@ def test_one_that_never_receives_leaves_room_for_others():
         for port in range(80, 84):
             apps.append(greedy(server, client, port))
             taken.append(server.usage()["ooo_blocks"])
-        shares = [after - before for before, after in zip(taken, taken[1:], strict=False)]
+        shares = [after - before for before, after in itertools.pairwise(taken)]
         # Each of the channels, and who is nobody's yet, is promised an equal part of a quarter. One
         # alone gets four fifths of the rest.
         promise = BLOCKS // 4 // (LANES + 1)
