@@ -103,8 +103,10 @@ static struct mn_shim_flow *look_both_ways(MachnetChannelCtx_t *ctx, const Machn
 static void learn_all(MachnetChannelCtx_t *ctx)
 {
     uint32_t *ids = malloc(SLOTS * sizeof(*ids));
-    int64_t n = ids != NULL ? mn_chan_flows(ctx->chan, ids, SLOTS) : 0;
+    int64_t n;
 
+    (void)mn_chan_ready(ctx->chan); /* takes in those that the engine has just named */
+    n = ids != NULL ? mn_chan_flows(ctx->chan, ids, SLOTS) : 0;
     for (int64_t i = 0; i < n && i < SLOTS; i++) {
         (void)mn_shim_flow(ctx, ids[i]);
     }

@@ -24,7 +24,7 @@ int64_t mn_shim_send(MachnetChannelCtx_t *ctx, const MachnetFlow_t *flow, const 
         return -EFAULT;
     }
     rc = f->stream ? mn_chan_stream_send(ctx->chan, f->id, buf, len, 0)
-                   : mn_chan_send(ctx->chan, f->id, buf, len);
+                   : mn_chan_send_open(ctx->chan, f->id, buf, len);
     if (MN_LIKELY(rc >= 0)) {
         ctx->msgs++;
     }

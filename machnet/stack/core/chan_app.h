@@ -131,6 +131,8 @@ uint32_t mn_app_accept(struct mn_app *a, uint32_t listener);
  * data are dropped. 0 or -ENOTCONN (stale or closed already). A stream flow must be closed, also
  * after its end; a message flow is done with its end and its last message read. */
 int mn_app_close_flow(struct mn_app *a, uint32_t flow, uint32_t linger_ms);
+/* Whether the peer is known to send no more on the flow. */
+bool mn_app_eof(struct mn_app *a, uint32_t flow);
 /* 0 and *out, or -ENOENT for an id that is not known (any more): what has ended stays known until
  * the engine uses its slot again. */
 int mn_app_flow_info(struct mn_app *a, uint32_t flow, struct mn_app_flow_info *out);

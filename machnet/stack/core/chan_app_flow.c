@@ -227,6 +227,15 @@ uint32_t mn_app_accept(struct mn_app *a, uint32_t listener)
     return MN_FLOW_NONE;
 }
 
+bool mn_app_eof(struct mn_app *a, uint32_t flow)
+{
+    const struct app_flow *f;
+
+    app_glance(a);
+    f = app_find(a, flow);
+    return f != NULL && (f->flags & APP_F_EOF) != 0;
+}
+
 /* Everything that the application has of the flow goes; what it has sent stays on its way. */
 void app_close(struct mn_app *a, struct app_flow *f, uint32_t linger_ms)
 {

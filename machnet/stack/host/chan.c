@@ -265,6 +265,27 @@ int mn_chan_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len
     return rc;
 }
 
+int mn_chan_send_open(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len)
+{
+    uint32_t id = flow;
+    struct mn_app *app;
+    int rc = mn_chan_enter(c);
+
+    if (MN_UNLIKELY(rc < 0)) {
+        return rc;
+    }
+    app = mn_chan_flow_app(c, &id);
+    if (mn_chan_hung_up(c)) {
+        rc = -EPIPE;
+    } else if (MN_UNLIKELY(mn_app_eof(app, id))) {
+        rc = -ENOTCONN;
+    } else {
+        rc = mn_app_send(app, id, buf, len);
+    }
+    mn_chan_leave(c);
+    return rc;
+}
+
 /* Takes or describes what mn_app_peek found in a lane. */
 static int64_t chan_recv_head(struct mn_chan *c, struct mn_app *app, const struct mn_app_msg *msg,
                               void *buf, uint64_t size, struct mn_chan_event *event)
@@ -277,6 +298,9 @@ static int64_t chan_recv_head(struct mn_chan *c, struct mn_app *app, const struc
         return MN_CHAN_EVENT;
     }
     if (MN_UNLIKELY(msg->len > size)) {
+        if (c->n_lanes > 1) {
+            c->remote->turn--; /* it is this message that a larger buffer gets */
+        }
         return -EMSGSIZE;
     }
     mn_app_take(app, buf, size);

@@ -237,6 +237,9 @@ struct mn_chan_event {
     uint32_t len;   /* after -EMSGSIZE: bytes of the message at the head */
 };
 int mn_chan_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len);
+/* The same for those who take the peer's end of sending for the flow's end: -ENOTCONN then. Looks
+ * for the end of the engines' process too, as receives do. Attached chans only. */
+int mn_chan_send_open(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len);
 /* flow << MN_CHAN_LEN_BITS | bytes; -EAGAIN; -EMSGSIZE (it stays); MN_CHAN_EVENT; -EPIPE; -EBUSY.
  */
 int64_t mn_chan_recv(struct mn_chan *c, void *buf, uint64_t size, struct mn_chan_event *event);
