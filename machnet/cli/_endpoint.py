@@ -42,6 +42,7 @@ class NativeClient:
     """
 
     role = "client"
+    limit = "msg_nr"
 
     def __init__(self, prefix: str, config: Any) -> None:
         self.stats = new_stats()
@@ -105,6 +106,7 @@ class NativeServer:
     """
 
     role = "server"
+    limit = "msg_nr"
 
     def __init__(self, prefix: str, config: Any) -> None:
         self.stats = new_stats()

@@ -266,5 +266,10 @@ def parameters_of(settings: dict[str, Any]) -> dict[str, Any]:
         "duration": "duration_s",
         "connect_timeout": "connect_timeout_s",
         "mtu": "mtu_bytes",
+        "size": "size_bytes",
+        "rate": "rate_per_s",
+        "timeout": "timeout_s",
+        "arp_timeout": "arp_timeout_s",
+        "interval": "interval_s",
     }
     return {units.get(name, name): value for name, value in settings.items()}

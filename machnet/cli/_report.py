@@ -13,11 +13,12 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 from machnet._native import ffi, lib
+from machnet.cli._hdr import encode_hdr
 
 #: The percentiles that are reported, with their millionths.
 PERCENTILES = {
@@ -56,10 +57,12 @@ class Sample:
     rx_bytes: int
     payload_faults: int
     latency: Latency | None
+    #: The ``struct mn_hist`` that the latencies come from, where it was asked for.
+    rtt: Any = None
 
     @classmethod
-    def of(cls, stats: Any, seconds: float) -> Sample:
-        """Read a ``struct mn_msg_stats`` that covers ``seconds``."""
+    def of(cls, stats: Any, seconds: float, *, keep: bool = False) -> Sample:
+        """Read a ``struct mn_msg_stats`` that covers ``seconds``; with ``keep`` it stays in use."""
         latency = None
         if stats.rtt.count > 0:
             rtt = ffi.addressof(stats, "rtt")
@@ -81,6 +84,7 @@ class Sample:
             rx_bytes=stats.rx_bytes,
             payload_faults=stats.payload_faults,
             latency=latency,
+            rtt=ffi.addressof(stats, "rtt") if keep and latency else None,
         )
 
     def _per_second(self, value: float) -> float:
@@ -106,27 +110,29 @@ class Sample:
         """Payload received, in 10^9 bits per second."""
         return self._per_second(self.rx_bytes * 8 / 1e9)
 
-    def rates_text(self) -> str:
+    def rates_text(self, noun: str = "msg") -> str:
         """Return the rates as the originals print them."""
         return (
-            f"TX/RX (msg/sec, Gbps): ({self.tx_msgs_per_s / 1e3:.1f}K/"
+            f"TX/RX ({noun}/sec, Gbps): ({self.tx_msgs_per_s / 1e3:.1f}K/"
             f"{self.rx_msgs_per_s / 1e3:.1f}K, {self.tx_gbit_per_s:.3f}/{self.rx_gbit_per_s:.3f})"
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, noun: str = "msg") -> dict[str, Any]:
         """Return the counts and rates with units in the key names."""
+        hdr = {} if self.rtt is None else {"latency_hdr_ns": encode_hdr(self.rtt)}
         return {
-            "tx_msgs": self.tx_msgs,
-            "rx_msgs": self.rx_msgs,
+            f"tx_{noun}s": self.tx_msgs,
+            f"rx_{noun}s": self.rx_msgs,
             "tx_bytes": self.tx_bytes,
             "rx_bytes": self.rx_bytes,
-            "tx_msgs_per_s": round(self.tx_msgs_per_s, 1),
-            "rx_msgs_per_s": round(self.rx_msgs_per_s, 1),
+            f"tx_{noun}s_per_s": round(self.tx_msgs_per_s, 1),
+            f"rx_{noun}s_per_s": round(self.rx_msgs_per_s, 1),
             "tx_gbit_per_s": round(self.tx_gbit_per_s, 6),
             "rx_gbit_per_s": round(self.rx_gbit_per_s, 6),
             "payload_faults": self.payload_faults,
             "latency_samples": self.latency.count if self.latency else 0,
             "latency_us": self.latency.as_json() if self.latency else None,
+            **hdr,
         }
 
 
@@ -154,6 +160,8 @@ class Reporter:
         role: ``client`` or ``server``.
         parameters: Every setting of the run, units in the key names; part of the last JSON object.
         as_json: JSON to ``out``, and what people read to ``err``.
+        noun: What is counted: ``msg`` or ``packet``.
+        extra: What else the last JSON object has, asked for at the end.
         out: Standard output unless given.
         err: Standard error unless given.
     """
@@ -168,6 +176,8 @@ class Reporter:
         parameters: dict[str, Any],
         *,
         as_json: bool,
+        noun: str = "msg",
+        extra: Callable[[], dict[str, Any]] | None = None,
         out: TextIO | None = None,
         err: TextIO | None = None,
     ) -> None:
@@ -175,6 +185,8 @@ class Reporter:
         self._role = role
         self._parameters = parameters
         self._as_json = as_json
+        self._noun = noun
+        self._extra = extra
         self._out = out or sys.stdout
         self._err = err or sys.stderr
         self._warned_second = -1
@@ -216,11 +228,11 @@ class Reporter:
                 {
                     "at_s": round(at_s, 6),
                     "interval_s": round(sample.seconds, 6),
-                    **sample.as_json(),
+                    **sample.as_json(self._noun),
                 },
             )
             return
-        text = sample.rates_text()
+        text = sample.rates_text(self._noun)
         if self._role == "client":
             text += f". RTT (p50/99/99.9 us): {_rtt_text(sample.latency)}"
         self.status(text)
@@ -237,13 +249,18 @@ class Reporter:
                     "exit_code": exit_code,
                     "error": outcome.error,
                     "errors": outcome.errors,
-                    "lost_msgs": outcome.lost_msgs,
+                    f"lost_{self._noun}s": outcome.lost_msgs,
                     "elapsed_s": round(outcome.elapsed_s, 6),
-                    **total.as_json(),
+                    **total.as_json(self._noun),
+                    **(self._extra() if self._extra is not None else {}),
                     "parameters": self._parameters,
                 },
             )
             return
+        self.summary(total, outcome)
+
+    def summary(self, total: Sample, outcome: Outcome) -> None:
+        """Write the summary for people."""
         self.status(f"--- {self._tool} {self._role}: summary of {outcome.elapsed_s:.3f} s ---")
         self.status(f"Messages sent/received: {total.tx_msgs}/{total.rx_msgs}")
         self.status(total.rates_text())

@@ -33,6 +33,8 @@ class Endpoint(Protocol):
 
     #: ``client`` or ``server``.
     role: str
+    #: The option whose number of messages ends the run.
+    limit: str
     #: ``struct mn_msg_stats *`` that the endpoint counts into.
     stats: Any
 
@@ -122,17 +124,25 @@ class _Intervals:
 
     def total(self, now_ns: int) -> Sample:
         lib.mn_msg_stats_move(self._total, self._endpoint.stats)
-        return Sample.of(self._total, (now_ns - self.start_ns) / _SECOND_NS)
+        seconds = (now_ns - self.start_ns) / _SECOND_NS
+        return Sample.of(self._total, seconds, keep=True)
 
 
-def run(endpoint: Endpoint, reporter: Reporter, *, announce: str, duration_s: float | None) -> int:
+def run(
+    endpoint: Endpoint,
+    reporter: Reporter,
+    *,
+    announce: str,
+    duration_s: float | None,
+    drain_s: float = DRAIN_S,
+) -> int:
     """Drive ``endpoint`` to its end, print its lines and its summary, and return the exit status.
 
     ``announce`` is the first line. Who has read it may send a signal: it ends the run, not the
     process.
 
     The end is the endpoint's own (all messages answered), ``duration_s``, SIGINT or SIGTERM, or a
-    failure. After the middle two a client waits up to ``DRAIN_S`` for what is in flight; a second
+    failure. After the middle two a client waits up to ``drain_s`` for what is in flight; a second
     signal ends that too.
 
     Returns:
@@ -141,7 +151,7 @@ def run(endpoint: Endpoint, reporter: Reporter, *, announce: str, duration_s: fl
     with StopSignals() as signals:
         reporter.status(announce)
         intervals = _Intervals(endpoint, reporter)
-        ended, error = _loop(endpoint, reporter, intervals, signals, duration_s)
+        ended, error = _loop(endpoint, reporter, intervals, signals, duration_s, drain_s)
         now_ns = time.monotonic_ns()
         total = intervals.total(now_ns)
         lost = endpoint.in_flight()
@@ -169,6 +179,7 @@ def _loop(
     intervals: _Intervals,
     signals: StopSignals,
     duration_s: float | None,
+    drain_s: float,
 ) -> tuple[str, str | None]:
     """Return how the run ended and the error, if that is how."""
     ended = None
@@ -182,7 +193,7 @@ def _loop(
         if ended is None and (signals.count > 0 or expired):
             ended = "signal" if signals.count > 0 else "duration"
             endpoint.drain()
-            limit_ns = now_ns + round(DRAIN_S * _SECOND_NS)
+            limit_ns = now_ns + round(drain_s * _SECOND_NS)
             signals_seen = signals.count
         elif ended is not None and (expired or signals.count > signals_seen):
             return ended, None
@@ -195,5 +206,5 @@ def _loop(
             for text in endpoint.warnings():
                 reporter.warn(text)
         if finished:
-            return ended or "msg_nr", None
+            return ended or endpoint.limit, None
         intervals.report_when_due(time.monotonic_ns())

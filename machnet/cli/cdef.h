@@ -138,3 +138,84 @@ bool mn_gen_server_fault(struct mn_gen_server *server, struct mn_msg_fault *faul
 uint64_t mn_gen_server_untold(struct mn_gen_server *server);
 uint64_t mn_gen_server_faults(const struct mn_gen_server *server);
 uint32_t mn_gen_server_open_conns(const struct mn_gen_server *server);
+
+#define MN_PROBE_MARK_BYTES ...
+#define MN_PROBE_SLOTS ...
+#define MN_PROBE_WATCHERS_MAX ...
+
+enum mn_probe_mode {
+    MN_PROBE_ICMP = 0,
+    MN_PROBE_UDP = 1,
+    MN_PROBE_BOUNCE = 2,
+};
+
+struct mn_probe_config {
+    struct mn_nic *nic;
+    void (*watch[...])(void *ctx, uint64_t now_ns);
+    void *watch_ctx[...];
+    uint32_t mode;
+    uint32_t ip;
+    uint32_t target_ip;
+    uint32_t next_hop_ip;
+    uint8_t next_hop_mac[6];
+    uint16_t local_port;
+    uint16_t remote_port;
+    uint16_t echo_id;
+    uint64_t mark;
+    uint32_t frame_len;
+    uint32_t burst;
+    uint64_t period_ns;
+    uint64_t period_packets;
+    uint32_t window;
+    bool from_due;
+    bool log;
+    uint64_t count;
+    uint64_t timeout_ns;
+    uint64_t arp_timeout_ns;
+    uint64_t spin_ns;
+};
+
+struct mn_probe_counts {
+    uint64_t answered;
+    uint64_t lost;
+    uint64_t late;
+    uint64_t duplicates;
+    uint64_t unreachable;
+    uint64_t bounced;
+    uint64_t arp_requests;
+    uint64_t arp_replies;
+    uint64_t echo_replies;
+    uint64_t other;
+    uint64_t bad;
+    uint64_t refused;
+};
+
+enum mn_probe_event_kind {
+    MN_PROBE_REPLY = 0,
+    MN_PROBE_DUPLICATE = 1,
+    MN_PROBE_LOST = 2,
+    MN_PROBE_LATE = 3,
+    MN_PROBE_ERROR = 4,
+};
+
+struct mn_probe_event {
+    uint64_t seq;
+    uint64_t rtt_ns;
+    uint64_t at_ns;
+    uint32_t from_ip;
+    uint32_t len;
+    uint8_t kind;
+    uint8_t ttl;
+    uint8_t icmp_type;
+    uint8_t icmp_code;
+};
+
+struct mn_probe;
+struct mn_probe *mn_probe_new(const struct mn_probe_config *config, struct mn_msg_stats *stats);
+void mn_probe_free(struct mn_probe *probe);
+int mn_probe_run(struct mn_probe *probe, uint64_t until_ns, const volatile int *stop);
+void mn_probe_drain(struct mn_probe *probe);
+uint32_t mn_probe_in_flight(const struct mn_probe *probe);
+struct mn_probe_counts mn_probe_get_counts(const struct mn_probe *probe);
+bool mn_probe_next_hop(const struct mn_probe *probe, uint8_t mac[6]);
+uint32_t mn_probe_log(struct mn_probe *probe, struct mn_probe_event *events, uint32_t n);

@@ -27,6 +27,8 @@ COMMANDS = {
     "stat": ("machnet.cli.stat", "Show the counters of a sidecar."),
     "top": ("machnet.cli.top", "Watch a sidecar: rates, connections, applications."),
     "dissector": ("machnet.cli.dissector", "Wireshark's dissector of the message protocol."),
+    "ping": ("machnet.cli.ping", "Echo requests from any NIC, with round-trip times."),
+    "pktgen": ("machnet.cli.pktgen", "Packet generator, bouncer and ping for any NIC."),
     "demo": ("machnet.cli.demo", "Message rates between machnet and Linux's own TCP."),
 }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,15 +20,13 @@ from machnet.cli._endpoint import NativeClient, NativeServer, fill_config
 from machnet.cli._flags import (
     GflagsCommand,
     Integer,
-    Interface,
-    Ipv4,
     Seconds,
     message_options,
     parameters_of,
 )
+from machnet.cli._nics import check_nic_usage, nic_options, open_cli_nic
 from machnet.cli._report import Reporter, reason_text
 from machnet.cli._run import RunError, run
-from machnet.stack.nics import Nic, Tap, with_faults
 from machnet.stack.stack import Stack
 
 TOOL = "msg_gen"
@@ -42,42 +39,6 @@ _KEEPALIVE = (
     (lib.MN_OPT_KEEPCNT, 3),
     (lib.MN_OPT_KEEPALIVE, 1),
 )
-_TAP_FD = re.compile(r"tap:fd=(\d{1,9})(?=\?|$)")
-
-
-class _NicParam(click.types.StringParamType):
-    """A NIC string, or ``tap:fd=N`` for a descriptor that this process inherited."""
-
-    name = "nic"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the string; anything else than a NIC that can be opened is a usage error."""
-        from machnet.sim.faulty import check_faults
-        from machnet.sim.nicstr import parse_nic
-
-        text = str(value)
-        try:
-            parsed = parse_nic(text)
-            check_faults(parsed)
-        except ValueError as error:
-            self.fail(f"{error}.", param, ctx)
-        if parsed.scheme != "tap":
-            why = (
-                "not available yet" if parsed.scheme == "dpdk" else "not one that runs by the clock"
-            )
-            self.fail(f"{text!r}: the {parsed.scheme} driver is {why}; use tap:NAME.", param, ctx)
-        return text
-
-
-def _open_nic(settings: dict[str, Any]) -> Nic:
-    from machnet.sim.nicstr import parse_nic
-
-    spec = parse_nic(settings["nic"])
-    options: dict[str, Any] = {"mtu": settings["mtu"], "offload": not spec.faults}
-    by_descriptor = _TAP_FD.match(settings["nic"])
-    if by_descriptor:
-        return with_faults(Tap(fd=int(by_descriptor[1]), **options), spec)
-    return with_faults(Tap(spec.rest, kernel_ip=settings["kernel_ip"] or None, **options), spec)
 
 
 @contextlib.contextmanager
@@ -90,7 +51,7 @@ def _stack(settings: dict[str, Any]) -> Iterator[Stack]:
     inline = settings["engine"] == "inline"
     with contextlib.ExitStack() as cleanup:
         try:
-            nic = _open_nic(settings)
+            nic = open_cli_nic(settings)
             cleanup.callback(nic.close)
             stack = Stack(
                 nic,
@@ -182,8 +143,7 @@ def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
             "--nic tap:NAME (or set MACHNET_NIC).",
             ctx,
         )
-    if settings["kernel_ip"] and _TAP_FD.match(settings["nic"]):
-        raise click.UsageError("--kernel_ip needs a TAP by name, not a descriptor.", ctx)
+    check_nic_usage(ctx, settings)
     if settings["engine"] == "inline" and settings["engine_cpu"] is not None:
         raise click.UsageError("--engine_cpu is for --engine thread.", ctx)
 
@@ -199,26 +159,7 @@ def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
     show_default=True,
     help="Transport; udp is not available yet.",
 )
-@click.option(
-    "--nic",
-    type=_NicParam(),
-    envvar="MACHNET_NIC",
-    show_envvar=True,
-    help="NIC to open: tap:NAME, which is made if it is not there, or tap:fd=N, a TAP's "
-    "descriptor that was inherited. Faults of the network behind a '?', as in "
-    "tap:mn0?loss=1%&latency=2ms (see docs/nics.md).",
-)
-@click.option(
-    "--kernel_ip",
-    type=Interface(),
-    help="Address to give to the kernel's end of the TAP, e.g. 10.0.0.1/24 (root).",
-)
-@click.option("--gateway", type=Ipv4(), default="", help="Router to other networks.")
-@click.option(
-    "--mtu",
-    type=Integer(68, 65521, "bytes"),
-    help="Largest IP packet, in bytes.  [default: the interface's]",
-)
+@nic_options(required=False)
 @click.option(
     "--engine",
     type=click.Choice(["inline", "thread"]),

@@ -89,23 +89,48 @@ static void say_hello(struct mn_linknic *l)
     }
 }
 
-static void hear_hello(struct mn_linknic *l, const uint8_t *bytes, size_t len)
+static bool hello_ok(struct mn_linknic *l, const struct link_hello *hello, ssize_t len)
 {
-    struct link_hello hello;
+    if (len != (ssize_t)sizeof(*hello) ||
+        memcmp(hello->magic, hello_magic, sizeof(hello_magic)) != 0 ||
+        hello->version != LINK_VERSION) {
+        return false;
+    }
+    l->stats.peer_mtu = (uint32_t)hello->mtu[0] << 24 | (uint32_t)hello->mtu[1] << 16 |
+                        (uint32_t)hello->mtu[2] << 8 | hello->mtu[3];
+    l->stats.peers++;
+    return true;
+}
 
-    if (len == sizeof(hello)) {
-        memcpy(&hello, bytes, sizeof(hello));
-        if (memcmp(hello.magic, hello_magic, sizeof(hello_magic)) == 0 &&
-            hello.version == LINK_VERSION) {
-            l->stats.peer_mtu = (uint32_t)hello.mtu[0] << 24 | (uint32_t)hello.mtu[1] << 16 |
-                                (uint32_t)hello.mtu[2] << 8 | hello.mtu[3];
-            l->stats.peers++;
+/* Looks for somebody at the other end, and for the first message from there. */
+static bool find_peer(struct mn_linknic *l)
+{
+    while (l->nic.link_up == 0) {
+        struct link_hello hello;
+        ssize_t n;
+
+        if (l->sock.conn_fd < 0) {
+            if (!mn_linknic_sock_seek(&l->sock)) {
+                return false;
+            }
+            say_hello(l);
+            continue;
+        }
+        n = recv(l->sock.conn_fd, &hello, sizeof(hello), MSG_DONTWAIT | MSG_TRUNC);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0 && errno == EAGAIN) {
+            return false;
+        }
+        if (n > 0 && hello_ok(l, &hello, n)) {
             l->nic.link_up = 1;
-            return;
+        } else {
+            l->stats.rx_bad += n > 0;
+            lost(l);
         }
     }
-    l->stats.rx_bad++;
-    lost(l);
+    return true;
 }
 
 /* Takes one message from the socket into pkt: its bytes, from data - 2 on; 0: there is none. */
@@ -113,17 +138,9 @@ static size_t read_msg(struct mn_linknic *l, struct mn_pkt *pkt)
 {
     uint8_t *start = pkt->data - LINK_LEN_BYTES;
 
-    for (;;) {
-        ssize_t n;
+    while (MN_LIKELY(l->nic.link_up != 0) || find_peer(l)) {
+        ssize_t n = recv(l->sock.conn_fd, start, LINK_MSG_MAX + 1, MSG_DONTWAIT | MSG_TRUNC);
 
-        if (l->sock.conn_fd < 0) {
-            if (!mn_linknic_sock_seek(&l->sock)) {
-                return 0;
-            }
-            say_hello(l);
-            continue;
-        }
-        n = recv(l->sock.conn_fd, start, LINK_MSG_MAX + 1, MSG_DONTWAIT | MSG_TRUNC);
         if (n < 0 && errno == EINTR) {
             continue;
         }
@@ -132,8 +149,6 @@ static size_t read_msg(struct mn_linknic *l, struct mn_pkt *pkt)
         }
         if (n <= 0) {
             lost(l);
-        } else if (MN_UNLIKELY(l->nic.link_up == 0)) {
-            hear_hello(l, start, mn_min_u32((uint32_t)n, LINK_MSG_MAX));
         } else if (MN_UNLIKELY((size_t)n > LINK_MSG_MAX)) {
             l->stats.rx_bad++;
         } else {
@@ -141,6 +156,7 @@ static size_t read_msg(struct mn_linknic *l, struct mn_pkt *pkt)
             return (size_t)n;
         }
     }
+    return 0;
 }
 
 static void got_frame(struct mn_linknic *l, struct mn_pkt **pkts, uint32_t *got, struct mn_pkt *pkt)
@@ -332,7 +348,7 @@ static uint32_t link_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
     uint32_t sent = 0, gone;
 
     (void)queue;
-    if (MN_UNLIKELY(nic->link_up == 0)) {
+    if (MN_UNLIKELY(nic->link_up == 0) && !find_peer(l)) {
         l->stats.tx_no_peer += n;
         sent = n;
     }

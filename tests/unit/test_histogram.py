@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from machnet._native import ffi, lib
+from machnet.cli._hdr import encode_hdr
 
 TOP_NS = 60_000_000_000
 PPM = 1_000_000
@@ -119,3 +122,23 @@ def test_the_rank_of_a_count_beyond_64_bits_of_product_is_right():
     hist.count = 4 * 10**13
     assert lib.mn_hist_quantile_ns(hist, 750_000) == 10
     assert lib.mn_hist_quantile_ns(hist, 750_001) == 20
+
+
+# Made by hdrhistogram 0.10 (Python) from the values below, range 1 ns to 60 s, 3 digits.
+HDR_VALUES = (1, 1, 1, 5, 2047, 2048, 2049, 100_000, 100_001, 7_000_000_123, 59_999_999_999)
+HDR_TEXT = "HISTFAAAADJ4nJNpmSzMwMAgxAABzFCaEYh5f7hHMNh/gAqwsTJ9lGdi2RjBcrGRiemtIRMAwJgI1w=="
+
+
+def unpacked(text: str) -> bytes:
+    """The head of the compressed form, and what was compressed."""
+    data = base64.b64decode(text)
+    assert int.from_bytes(data[4:8], "big") == len(data) - 8
+    return data[:4] + zlib.decompress(data[8:])
+
+
+def test_the_encoding_is_that_of_hdrhistogram():
+    assert unpacked(encode_hdr(histogram(*HDR_VALUES))) == unpacked(HDR_TEXT)
+
+
+def test_an_empty_histogram_is_encoded_without_counts():
+    assert len(unpacked(encode_hdr(histogram()))) == 4 + 40
