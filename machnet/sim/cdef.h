@@ -90,7 +90,7 @@ int64_t mn_wire_drain_meta(struct mn_wire *w, uint8_t *buf, uint32_t size, uint6
 uint32_t mn_wire_tx_pending(const struct mn_wire *w);
 uint32_t mn_wire_rx_pending(const struct mn_wire *w);
 
-#define MN_TAP_QUEUES_MAX ...
+#define MN_TAP_QUEUES_MAX  ...
 #define MN_WIRE_QUEUES_MAX ...
 
 struct mn_tap_config {
@@ -158,7 +158,8 @@ struct mn_linknic_stats {
     ...;
 };
 
-int mn_linknic_open(const struct mn_linknic_config *cfg, struct mn_nic **out, char *err, size_t errlen);
+int mn_linknic_open(const struct mn_linknic_config *cfg, struct mn_nic **out, char *err,
+                    size_t errlen);
 void mn_linknic_close(struct mn_nic *nic);
 void mn_linknic_get_stats(const struct mn_nic *nic, struct mn_linknic_stats *out);
 struct mn_shared_config {
