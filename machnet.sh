@@ -87,6 +87,8 @@ test_packages() {
     command -v ethtool >/dev/null || missing+=(ethtool)
     command -v curl >/dev/null || missing+=(curl)
     command -v valgrind >/dev/null || missing+=(valgrind)
+    command -v g++ >/dev/null || missing+=(g++)
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
     install_packages "${missing[@]}" || say "going on without; the tests that need these are skipped"
 }
 
