@@ -89,6 +89,10 @@ test_packages() {
     command -v valgrind >/dev/null || missing+=(valgrind)
     command -v g++ >/dev/null || missing+=(g++)
     command -v pkg-config >/dev/null || missing+=(pkg-config)
+    command -v node >/dev/null || missing+=(nodejs)
+    command -v npm >/dev/null || missing+=(npm)
+    command -v mono >/dev/null || missing+=(mono-runtime)
+    command -v mcs >/dev/null || missing+=(mono-mcs)
     install_packages "${missing[@]}" || say "going on without; the tests that need these are skipped"
 }
 

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: MIT
+"""Every language's hello world to every other's, through real sidecars."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from language_kit import PROTOCOLS, Program, run
+from sidecar import Sidecar
+
+LANGUAGES = ("c", "js", "csharp")
+PAIRS = list(itertools.product(LANGUAGES, repeat=2))
+Command = Callable[[str], list[str | Path]]
+
+
+def greet(
+    server: list[str | Path],
+    client: list[str | Path],
+    *,
+    at: Sidecar,
+    client_at: Sidecar,
+    env: dict[str, str],
+    cwd: Path | None = None,
+) -> None:
+    """The client says hello to the server; both end well, and the server has printed it."""
+    with Program(
+        [*server, "--local", at.ip], {**env, "MACHNET_SOCKET": at.socket}, cwd
+    ) as listening:
+        listening.wait_said("listening on")
+        status, out, err = run(
+            [*client, "--local", client_at.ip, "--remote", at.ip],
+            {**env, "MACHNET_SOCKET": client_at.socket},
+            cwd,
+        )
+        assert (status, out) == (0, ""), err
+        status, out, err = listening.finish()
+        assert (status, out) == (0, "Hello World!\n"), err
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(("server", "client"), PAIRS, ids=lambda language: language)
+def test_each_language_says_hello_to_each(
+    hello: Command,
+    sidecars: tuple[Sidecar, Sidecar],
+    shim_env: dict[str, str],
+    server: str,
+    client: str,
+    protocol: str,
+    port: int,
+) -> None:
+    """Half of them to an application of the same sidecar, half to that of another: every pair has both."""
+    first, second = sidecars
+    same = (PAIRS.index((server, client)) + PROTOCOLS.index(protocol)) % 2 == 0
+    where = ["--port", str(port)]
+    greet(
+        [*hello(server), *where],
+        [*hello(client), *where],
+        at=first,
+        client_at=first if same else second,
+        env={**shim_env, "MACHNET_PROTOCOL": protocol},
+    )
