@@ -15,6 +15,7 @@ from machnet.config import ChannelSettings
 from machnet.errors import os_error
 from machnet.sidecar.config import NicConfig
 from machnet.sidecar.protocol import Geometry
+from machnet.stack.engines import SharedNic
 from machnet.stack.lending import Lent, lend
 from machnet.stack.nics import Nic, Tap, open_nic, with_faults
 from machnet.stack.stack import Stack
@@ -25,7 +26,8 @@ __all__ = ["Engines", "Port", "Recorder", "SwitchedNic", "channel_bytes"]
 PIPE_BYTES = 1 << 20
 _CAPTURE_BUF_BYTES = 4 << 20
 _F_SETPIPE_SZ = 1031
-_TAP_FD = re.compile(r"tap:fd=(\d{1,9})(?=\?|$)")
+#: Descriptors that were inherited, one for each queue.
+_TAP_FD = re.compile(r"tap:fd=(\d{1,9}(?:,\d{1,9})*)(?=\?|$)")
 
 
 class SwitchedNic(Nic):
@@ -52,6 +54,14 @@ class SwitchedNic(Nic):
     def prepare(self, ip: str, isn: int | None) -> int | None:
         """What the inner NIC needs."""
         return self._inner.prepare(ip, isn)
+
+    def shared_secret(self) -> bytes | None:
+        """That of all engines on the NIC."""
+        return self._inner.shared_secret()
+
+    def opened(self, native: Any) -> None:
+        """The engine may hand over frames, if it is one of several."""
+        self._inner.opened(native)
 
     def _release(self) -> None:
         lib.mn_capswitch_close(self._handle)
@@ -195,19 +205,24 @@ def _open(config: NicConfig) -> Nic:
 
     spec = parse_nic(config.nic)
     if spec.scheme != "tap":
-        return open_nic(config.nic, config.mtu)
+        return open_nic(config.nic, config.mtu, queues=config.engine_threads)
     options: dict[str, Any] = {"mtu": config.mtu, "mac": config.mac, "offload": not spec.faults}
     inherited = _TAP_FD.match(config.nic)
     if inherited:
-        return with_faults(Tap(fd=int(inherited[1]), **options), spec)
-    return with_faults(Tap(spec.rest, kernel_ip=config.kernel_ip, **options), spec)
+        first, *more = (int(fd) for fd in inherited[1].split(","))
+        return with_faults(Tap(fd=first, more_fds=more, **options), spec)
+    queues = 1 if spec.faults else config.engine_threads
+    tap = Tap(spec.rest, queues=queues, kernel_ip=config.kernel_ip, **options)
+    return with_faults(tap, spec)
 
 
 def _views(base: Nic, engines: int, opened: contextlib.ExitStack) -> list[Nic]:
     """A NIC for each engine."""
     if engines == 1:
         return [base]
-    raise ValueError(f"engine_threads: {engines}: this version runs one engine on a NIC")
+    shared = SharedNic(base, engines)
+    opened.callback(shared.close)
+    return list(shared.views)
 
 
 def native_geometry(geometry: Geometry) -> Any:

@@ -290,7 +290,9 @@ static bool arp_sender_ok(const struct mn_engine *e, const struct mn_arp *arp)
 
 static void arp_contradicts(struct mn_engine *e, struct mn_nbr *n, const struct mn_arp *arp)
 {
-    e->stats.drop_arp_unsolicited++;
+    if (!mn_handoff_is_copy(e)) {
+        e->stats.drop_arp_unsolicited++; /* once, where it came in */
+    }
     if (memcmp(n->mac, arp->sender_mac, 6) != 0) {
         mn_nbr_suspect(e, (uint32_t)(n - e->nbrs));
     }
