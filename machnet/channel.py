@@ -72,21 +72,20 @@ class Channel(ChannelBase):
         Args:
             ip: One of the engine's addresses, or "0.0.0.0".
             port: 1 to 65535.
-            protocol: "tcp" (messages with a 4-byte length in front) or "stream" (bytes). "udp",
-                the default, is not available yet.
+            protocol: "udp" (messages over UDP, the Machnet message protocol), "tcp" (messages
+                with a 4-byte length in front) or "stream" (bytes).
             backlog: Connections that may wait to be accepted; 0: the engine's default.
 
         Raises:
             ValueError, TypeError: An argument is wrong.
             OSError: ``EADDRINUSE``, ``EADDRNOTAVAIL`` (not the engine's address), ``ENOBUFS``,
-                ``EPROTONOSUPPORT`` ("udp").
+                ``EMSGSIZE`` ("udp": the MTU is below 594 bytes).
         """
         number = parse_protocol(protocol)
         address, port = parse_ip(ip), parse_port(port)
         if not 0 <= backlog < 2**32:
             raise ValueError(f"backlog: {backlog!r} is not within 0 to 4294967295")
         what = f"listening on {ip}:{port}"
-        self._check_protocol(protocol, what)
         event = self._command(
             lib.mn_chan_listen(self._native, address, port, number, backlog), what
         )
@@ -112,7 +111,7 @@ class Channel(ChannelBase):
             local_ip: The engine's address, or "0.0.0.0".
             remote_ip: The peer's.
             port: The peer's, 1 to 65535.
-            protocol: "tcp" or "stream"; see `listen`.
+            protocol: "udp", "tcp" or "stream"; see `listen`.
             timeout: Seconds to wait; None: the engine's own limit (``syn_timeout_ms``).
             local_port: Ours; 0: the engine chooses one.
 
@@ -121,7 +120,7 @@ class Channel(ChannelBase):
             TimeoutError: The peer did not answer in time.
             ConnectionRefusedError: Nobody listens there.
             OSError: ``EHOSTUNREACH``, ``ENETUNREACH``, ``EADDRNOTAVAIL``, ``EADDRINUSE``,
-                ``EPROTONOSUPPORT`` ("udp").
+                ``EMSGSIZE`` (see `listen`).
         """
         what = f"connecting to {remote_ip}:{port}"
         token = self._connect_start(local_ip, remote_ip, port, protocol, timeout, local_port)
@@ -148,7 +147,6 @@ class Channel(ChannelBase):
         parse_port(port)
         parse_port(local_port, "local port", zero=True)
         what = f"connecting to {remote_ip}:{port}"
-        self._check_protocol(protocol, what)
         # The engine gives up a little later than the caller, so that the caller's timeout is the
         # one that counts.
         limit_ms = 0 if timeout is None else min(int(seconds(timeout) * 1000) + 1000, 2**32 - 1)
@@ -161,14 +159,6 @@ class Channel(ChannelBase):
         if event.status < 0:
             raise os_error(-event.status, what)
         return self._flow(int(event.flow))
-
-    def _check_protocol(self, protocol: str, what: str) -> None:
-        if protocol == "udp":
-            raise OSError(
-                errno.EPROTONOSUPPORT,
-                f"{what}: the message transport over UDP, which is the default, is not available "
-                "yet: pass protocol='tcp' for messages over TCP, or 'stream' for bytes",
-            )
 
     def _unlisten(self, listener: Listener) -> None:
         if self._closed or self._listeners.pop(listener.id, None) is None:
@@ -211,7 +201,7 @@ class Channel(ChannelBase):
 
         Args:
             flow: Where to.
-            data: Bytes; a message may be empty and has at most 8 MiB.
+            data: Bytes; a message has at most 8 MiB, and with "udp" at least one byte.
             timeout: Seconds to wait for room; 0: never blocks; None: for ever.
 
         Returns:
@@ -220,6 +210,7 @@ class Channel(ChannelBase):
         Raises:
             BlockingIOError: No room in time. Nothing of it was sent.
             OSError: ``EMSGSIZE``: the message can never fit.
+            ValueError: An empty message on a flow of "udp", which has none.
             FlowError: The flow has ended; nothing can be sent any more.
         """
         if type(data) is bytes and flow.channel is self:
@@ -277,6 +268,8 @@ class Channel(ChannelBase):
             )
         if rc in OF_STEPPING or rc == -errno.EBADF:
             self._fail(rc, f"send on {flow}")
+        if rc == -errno.EINVAL and length == 0 and flow.protocol == "udp":
+            raise ValueError(f"{flow}: a message of 0 bytes: over UDP it has 1 byte to 8 MiB")
         if rc == -errno.EINVAL:
             raise ValueError(f"{flow}: wrong kind of flow")
         self._explain(rc, f"send on {flow}")

@@ -61,6 +61,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rst_per_s: Annotated[int, Meta(ge=0, le=_U32, description="RST segments for closed ports per second")] | UnsetType = UNSET
     icmp_per_s: Annotated[int, Meta(ge=0, le=_U32, description="ICMP messages per second")] | UnsetType = UNSET
     challenge_per_s: Annotated[int, Meta(ge=0, le=_U32, description="challenge ACKs per second and connection (RFC 5961)")] | UnsetType = UNSET
+    mnp_flows_max: Annotated[int, Meta(ge=1, le=1 << 20, description="connections over UDP at once (they count among flows_max too)")] | UnsetType = UNSET
+    mnp_rto_initial_us: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: retransmission timeout before the first measurement, us")] | UnsetType = UNSET
+    mnp_rto_min_us: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: least retransmission timeout, us")] | UnsetType = UNSET
+    mnp_rto_max_us: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: largest retransmission timeout, us")] | UnsetType = UNSET
+    mnp_window_packets: Annotated[int, Meta(ge=2, le=256, description="messages over UDP: packets in flight per flow, and largest window promised to a peer")] | UnsetType = UNSET
+    mnp_user_timeout_ms: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: how long a peer may be silent while it owes an answer, ms")] | UnsetType = UNSET
+    mnp_msl_ms: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: a flow is remembered twice as long after its end, ms")] | UnsetType = UNSET
+    mnp_extended: Annotated[bool, Meta(description="messages over UDP: offer extended mode and accept it; False: speak as the C++ Machnet does")] | UnsetType = UNSET
     ttl: Annotated[int, Meta(ge=1, le=255, description="TTL of packets sent")] | UnsetType = UNSET
     dscp: Annotated[int, Meta(ge=0, le=63, description="DSCP of packets sent")] | UnsetType = UNSET
     timestamps: Annotated[bool, Meta(description="negotiate timestamps (RFC 7323)")] | UnsetType = UNSET

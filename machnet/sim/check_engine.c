@@ -73,11 +73,57 @@ static bool check_bytes_held(struct mn_ck *k, const struct mn_engine *e, const s
     return true;
 }
 
+/* The message protocol: packets held ahead, and what is known of those in flight. */
+static bool check_packets(struct mn_ck *k, const struct mn_engine *e, const struct mn_tcb *t,
+                          uint32_t *blocks)
+{
+    const struct mn_mcb *m = mn_mcb_of(e, t);
+    uint32_t held = 0, bytes = 0, sacked = 0, lost = 0, sent = 0;
+
+    MN_CK(k, t->mcb < e->mcb_pool.high && t->ooo_head == MN_NIL && t->sack_head == MN_NIL);
+    MN_CK(k, t->usr_nxt == t->rcv_nxt - ((t->flags & MN_TF_FIN_RCVD) != 0) &&
+                 t->snd_nxt - t->snd_una <= MN_MNP_WND_MAX);
+    for (uint32_t i = 0; i < MN_MNP_WND_MAX; i++) {
+        const struct mn_mnp_held *h = &m->held[i];
+        uint32_t have = 0;
+
+        if (h->kind == MN_MH_NONE) {
+            continue;
+        }
+        for (uint32_t b = h->blk; b != MN_NIL; b = e->blocks[b].next) {
+            MN_CK(k, b < e->block_pool.high && e->blocks[b].len <= MN_OOO_BLOCK_BYTES);
+            have += e->blocks[b].len;
+            (*blocks)++;
+        }
+        MN_CK(k, have == h->len);
+        held++;
+        bytes += have;
+    }
+    MN_CK(k, held == m->n_held && bytes == t->ooo_bytes);
+    if (t->state < MN_TCP_ESTABLISHED) {
+        return true;
+    }
+    for (uint32_t seq = t->snd_una; seq != t->snd_nxt; seq++) {
+        const struct mn_mnp_sent *s = &m->sent[seq % MN_MNP_WND_MAX];
+
+        MN_CK(k, (s->state & (MN_MS_SACKED | MN_MS_LOST)) != (MN_MS_SACKED | MN_MS_LOST));
+        MN_CK(k, (s->state & MN_MS_LOST) == 0 || mn_seq_ge(seq, m->lost_from));
+        sacked += (s->state & MN_MS_SACKED) != 0;
+        lost += (s->state & MN_MS_LOST) != 0;
+        sent += s->len;
+    }
+    MN_CK(k, sacked == m->n_sacked && lost == m->n_lost && sent <= m->snd_bytes);
+    return true;
+}
+
 static bool check_receive_queue(struct mn_ck *k, const struct mn_engine *e, const struct mn_tcb *t,
                                 uint32_t *blocks)
 {
     uint32_t n = 0, bytes = 0, before = 0;
 
+    if (t->mcb != MN_NIL) {
+        return check_packets(k, e, t, blocks);
+    }
     MN_CK_SUB(check_bytes_held(k, e, t));
 
     for (uint32_t i = t->ooo_head; i != MN_NIL; i = e->ranges[i].next) {
@@ -221,7 +267,7 @@ static bool check_owner(struct mn_ck *k, const struct mn_engine *e, const struct
 }
 
 struct totals {
-    uint32_t tcbs, blocks, ooo, sack, half_open, time_wait, timers, dirty;
+    uint32_t tcbs, mcbs, blocks, ooo, sack, half_open, time_wait, timers, dirty;
 };
 
 static bool check_connections(struct mn_ck *k, struct mn_engine *e, struct totals *n)
@@ -236,6 +282,7 @@ static bool check_connections(struct mn_ck *k, struct mn_engine *e, struct total
         }
         k->tcb = t;
         n->tcbs++;
+        n->mcbs += t->mcb != MN_NIL;
         n->ooo += t->ooo_count;
         n->sack += t->sack_count;
         n->half_open += t->state == MN_TCP_SYN_RECEIVED && (t->flags & MN_TF_PASSIVE) != 0;
@@ -445,7 +492,7 @@ static bool check_pools(struct mn_ck *k, const struct mn_engine *e, const struct
         dirty++;
     }
     MN_CK(k, dirty == n->dirty && (dirty == 0 || mn_engine_deadline(e) < MN_NEVER));
-    MN_CK(k, n->tcbs == mn_pool_used(&e->tcb_pool));
+    MN_CK(k, n->tcbs == mn_pool_used(&e->tcb_pool) && n->mcbs == mn_pool_used(&e->mcb_pool));
     MN_CK(k, n->half_open == e->half_open && n->time_wait == e->time_wait);
     MN_CK(k, n->blocks == mn_pool_used(&e->block_pool) && n->ooo == e->ooo_ranges_used);
     MN_CK(k, n->ooo + n->sack == mn_pool_used(&e->range_pool));
@@ -494,8 +541,9 @@ bool mn_ck_connection(struct mn_ck *k, const struct mn_tcb *t)
 uint64_t mn_ck_walk_cost(const struct mn_engine *e)
 {
     uint64_t cost = 200 + 2ull * e->listener_pool.high * e->tcb_pool.high +
-                    100ull * e->tcb_pool.high + 10ull * mn_pool_used(&e->block_pool) +
-                    10ull * mn_pool_used(&e->range_pool) + 10ull * e->nbr_pool.high;
+                    100ull * e->tcb_pool.high + 500ull * mn_pool_used(&e->mcb_pool) +
+                    10ull * mn_pool_used(&e->block_pool) + 10ull * mn_pool_used(&e->range_pool) +
+                    10ull * e->nbr_pool.high;
 
     for (uint32_t i = 0; i < e->n_lanes; i++) {
         const struct mn_lane *l = e->lanes[i];

@@ -59,16 +59,6 @@ def test_wrong_arguments_are_named(pair, arguments, error, text):
     assert text in str(caught.value)
 
 
-def test_the_default_transport_says_that_it_is_not_there_yet(pair):
-    for call in (
-        lambda: pair.server.listen("10.0.0.2", 888),
-        lambda: pair.client.connect("10.0.0.1", "10.0.0.2", 888),
-    ):
-        with pytest.raises(OSError, match="protocol='tcp'") as caught:
-            call()
-        assert caught.value.errno == errno.EPROTONOSUPPORT
-
-
 def test_listening_twice_is_refused(net):
     net.listen(888)
     for protocol in ("tcp", "stream"):

@@ -36,8 +36,8 @@ static void nbr_drop_queue(struct mn_engine *e, struct mn_nbr *n, bool tell)
         n->queued--;
         e->nbr_queued--;
         e->stats.drop_arp_queue++;
-        if (tell && ip[9] == MN_IPPROTO_TCP) {
-            mn_tcp_unreachable(e, mn_rd32be(ip + 12), mn_rd16be(ip + 20), mn_rd32be(ip + 16),
+        if (tell && (ip[9] == MN_IPPROTO_TCP || ip[9] == MN_IPPROTO_UDP)) {
+            mn_tcp_unreachable(e, ip[9], mn_rd32be(ip + 12), mn_rd16be(ip + 20), mn_rd32be(ip + 16),
                                mn_rd16be(ip + 22));
         }
         e->nic->ops->pkt_free(e->nic, 0, pkt);

@@ -33,6 +33,11 @@ struct mn_cc {
 };
 
 extern const struct mn_cc_ops mn_cc_reno;
+extern const struct mn_cc_ops mn_cc_rate;
+
+/* mn_cc_rate: a round trip is over, in which so many bytes per least RTT have arrived. app_limited:
+ * there could have been more. */
+void mn_cc_rate_round(struct mn_cc *cc, uint32_t bytes, bool app_limited);
 
 /* initial_segments as in RFC 6928: at most 10, and no more than 14600 bytes or two segments. */
 static inline void mn_cc_init(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss,

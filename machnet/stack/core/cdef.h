@@ -266,6 +266,12 @@ struct mn_config {
     uint32_t large_progress_ms;
     uint32_t arp_reachable_ms, arp_retry_ms, arp_retries, arp_queue_pkts;
     uint32_t rst_per_s, icmp_per_s, challenge_per_s;
+    uint32_t mnp_flows_max;
+    uint32_t mnp_rto_initial_us, mnp_rto_min_us, mnp_rto_max_us;
+    uint32_t mnp_window_packets;
+    uint32_t mnp_user_timeout_ms;
+    uint32_t mnp_msl_ms;
+    bool mnp_extended;
     uint8_t ttl;
     uint8_t dscp;
     bool timestamps, sack, wscale;
@@ -280,7 +286,7 @@ struct mn_stats {
 
 struct mn_usage {
     uint32_t tcbs, half_open, time_wait, listeners, neighbors, ooo_blocks, ooo_ranges, sack_ranges,
-        lanes, loop_frames, timers;
+        lanes, loop_frames, timers, mnp_flows;
     ...;
 };
 

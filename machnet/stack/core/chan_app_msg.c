@@ -187,7 +187,7 @@ uint32_t mn_app_pieces(struct mn_app *a, struct mn_app_iov *iov, uint32_t n)
 }
 
 /* Why nothing can be sent on the flow as a message, or 0. */
-static inline int send_refused(const struct mn_app *a, const struct app_flow *f)
+static inline int send_refused(const struct mn_app *a, const struct app_flow *f, uint64_t len)
 {
     if (MN_UNLIKELY(a->dead != 0)) {
         return -EPIPE;
@@ -195,8 +195,8 @@ static inline int send_refused(const struct mn_app *a, const struct app_flow *f)
     if (MN_UNLIKELY(f == NULL)) {
         return -ENOTCONN;
     }
-    if (MN_UNLIKELY(app_is_stream(f))) {
-        return -EINVAL;
+    if (MN_UNLIKELY(app_is_stream(f) || (len == 0 && f->proto == MN_PROTO_UDP))) {
+        return -EINVAL; /* that transport has no empty messages */
     }
     return f->send_err;
 }
@@ -275,7 +275,7 @@ static int send_iov(struct mn_app *a, struct app_flow *f, const struct mn_app_io
 static inline int send_one(struct mn_app *a, uint32_t flow, const void *buf, uint64_t len)
 {
     struct app_flow *f = app_find(a, flow);
-    int rc = send_refused(a, f);
+    int rc = send_refused(a, f, len);
     uint32_t b;
 
     if (MN_UNLIKELY(rc < 0)) {
@@ -321,15 +321,15 @@ int mn_app_sendv(struct mn_app *a, uint32_t flow, const struct mn_app_iov *iov, 
 
     app_glance(a);
     f = app_find(a, flow);
-    rc = send_refused(a, f);
-    if (rc < 0) {
-        return rc;
-    }
     for (uint32_t i = 0; i < n_iov; i++) {
         if (iov[i].len > MN_MSG_MAX_BYTES) {
             return -EMSGSIZE;
         }
         total += iov[i].len;
+    }
+    rc = send_refused(a, f, total);
+    if (rc < 0) {
+        return rc;
     }
     rc = send_iov(a, f, iov, total);
     if (rc == 0) {

@@ -79,7 +79,9 @@ static void ipv4_rx(struct mn_engine *e, struct mn_pkt *pkt, const uint8_t *p, u
     } else if (ip.proto == MN_IPPROTO_ICMP) {
         mn_icmp_rx(e, &ip, p);
     } else if (ip.proto == MN_IPPROTO_UDP) {
-        mn_udp_rx(e, &ip, p, group, pkt->csum != MN_CSUM_NONE && e->nic->caps.rx_csum_trusted);
+        mn_udp_rx(e, &ip, p, group,
+                  pkt->csum != MN_CSUM_NONE &&
+                      (looped ? e->nic->caps.tx_csum_udp : e->nic->caps.rx_csum_trusted));
     } else {
         e->stats.drop_ip_proto++;
     }

@@ -59,6 +59,13 @@ struct mn_config {
     uint32_t arp_reachable_ms, arp_retry_ms, arp_retries, arp_queue_pkts;
     uint32_t rst_per_s, icmp_per_s,
         challenge_per_s; /* rate limits; challenge ACKs are per connection */
+    /* The message protocol. Its connections count among flows_max as well. */
+    uint32_t mnp_flows_max; /* 1..flows_max limit of 1<<20 */
+    uint32_t mnp_rto_initial_us, mnp_rto_min_us, mnp_rto_max_us;
+    uint32_t mnp_window_packets; /* in flight per flow, and promised to a peer: 2..256 */
+    uint32_t mnp_user_timeout_ms;
+    uint32_t mnp_msl_ms;
+    bool mnp_extended; /* offer extended mode, and accept it */
     uint8_t ttl;
     uint8_t dscp;
     bool timestamps, sack, wscale;
@@ -147,7 +154,7 @@ const struct mn_stats *mn_engine_stats(const struct mn_engine *e);
 /* What the pools hold: for leak checks and for `ss`. */
 struct mn_usage {
     uint32_t tcbs, half_open, time_wait, listeners, neighbors, ooo_blocks, ooo_ranges, sack_ranges,
-        lanes, loop_frames, timers;
+        lanes, loop_frames, timers, mnp_flows;
 };
 void mn_engine_usage(const struct mn_engine *e, struct mn_usage *out);
 

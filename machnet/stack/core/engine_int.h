@@ -5,6 +5,7 @@
 
 #include "engine.h"
 #include "lane.h"
+#include "mnp.h"
 #include "rss.h"
 #include "siphash.h"
 #include "tcb.h"
@@ -108,6 +109,8 @@ struct mn_engine {
 
     struct mn_tcb *tcbs;
     struct mn_pool tcb_pool;
+    struct mn_mcb *mcbs; /* of connections of mnp */
+    struct mn_pool mcb_pool;
     /* Hash chains link by index + 1, so that zeroed memory is an empty table that nobody touched.
      */
     uint32_t *flow_buckets;
@@ -161,6 +164,11 @@ static inline struct mn_tcb *mn_tcb_at(const struct mn_engine *e, uint32_t i)
 static inline uint8_t mn_tcb_l4(const struct mn_tcb *t)
 {
     return t->mcb == MN_NIL ? MN_IPPROTO_TCP : MN_IPPROTO_UDP;
+}
+
+static inline struct mn_mcb *mn_mcb_of(const struct mn_engine *e, const struct mn_tcb *t)
+{
+    return &e->mcbs[t->mcb];
 }
 
 static inline uint8_t mn_proto_l4(uint32_t proto)

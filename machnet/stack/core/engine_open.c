@@ -42,6 +42,14 @@ void mn_config_defaults(struct mn_config *c)
         .rst_per_s = 1000,
         .icmp_per_s = 1000,
         .challenge_per_s = 10,
+        .mnp_flows_max = 4096,
+        .mnp_rto_initial_us = 10000,
+        .mnp_rto_min_us = 1000,
+        .mnp_rto_max_us = 1000000,
+        .mnp_window_packets = 256,
+        .mnp_user_timeout_ms = 10000,
+        .mnp_msl_ms = 1000,
+        .mnp_extended = true,
         .ttl = 64,
         .timestamps = true,
         .sack = true,
@@ -94,6 +102,13 @@ const char *mn_config_check(const struct mn_config *c)
         {"rst_per_s", c->rst_per_s, 0, 1u << 30},
         {"icmp_per_s", c->icmp_per_s, 0, 1u << 30},
         {"challenge_per_s", c->challenge_per_s, 0, 65535},
+        {"mnp_flows_max", c->mnp_flows_max, 1, 1u << 20},
+        {"mnp_rto_initial_us", c->mnp_rto_initial_us, 100, 60000000},
+        {"mnp_rto_min_us", c->mnp_rto_min_us, 100, 60000000},
+        {"mnp_rto_max_us", c->mnp_rto_max_us, 1000, 600000000},
+        {"mnp_window_packets", c->mnp_window_packets, 2, MN_MNP_WND_MAX},
+        {"mnp_user_timeout_ms", c->mnp_user_timeout_ms, 100, 4000000000u},
+        {"mnp_msl_ms", c->mnp_msl_ms, 1, 240000},
         {"ttl", c->ttl, 1, 255},
         {"dscp", c->dscp, 0, 63},
     };
@@ -108,6 +123,9 @@ const char *mn_config_check(const struct mn_config *c)
     }
     if (c->rto_min_us > c->rto_max_us) {
         return "rto_min_us";
+    }
+    if (c->mnp_rto_min_us > c->mnp_rto_max_us) {
+        return "mnp_rto_min_us";
     }
     if (c->ip == 0 || c->ip >> 24 == 127 || c->ip >> 28 >= 0xe) {
         return "ip";
@@ -152,6 +170,8 @@ static void lay_out(struct arena *a, const struct mn_config *c, struct mn_engine
     (void)take(a, 1, sizeof(struct mn_engine));
     e->tcbs = take(a, c->flows_max, sizeof(struct mn_tcb));
     take_pool(a, &e->tcb_pool, c->flows_max);
+    e->mcbs = take(a, mn_min_u32(c->mnp_flows_max, c->flows_max), sizeof(struct mn_mcb));
+    take_pool(a, &e->mcb_pool, mn_min_u32(c->mnp_flows_max, c->flows_max));
     e->flow_mask = pow2_at_least(c->flows_max) - 1;
     e->flow_buckets = take(a, e->flow_mask + 1, sizeof(uint32_t));
     e->ranges = take(a, ranges, sizeof(struct mn_range));
@@ -243,6 +263,7 @@ void mn_engine_usage(const struct mn_engine *e, struct mn_usage *out)
         .sack_ranges = mn_pool_used(&e->range_pool) - e->ooo_ranges_used,
         .loop_frames = e->loop_tail - e->loop_head,
         .timers = e->wheel.armed,
+        .mnp_flows = mn_pool_used(&e->mcb_pool),
     };
     for (uint32_t i = 0; i < e->n_lanes; i++) {
         out->lanes += e->lanes[i] != NULL;
@@ -311,6 +332,10 @@ static void sock_info(const struct mn_engine *e, const struct mn_tcb *t, struct 
         .retransmits = t->retransmits,
         .backoff = t->backoff,
     };
+    if (t->mcb != MN_NIL) {
+        out->sndq_bytes = mn_mcb_of(e, t)->snd_bytes;
+        out->proto = MN_PROTO_UDP;
+    }
     next_timer(t, out);
     if (t->user != NULL && t->lane != MN_NIL) {
         const struct mn_lane *l = e->lanes[t->lane];

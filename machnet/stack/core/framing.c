@@ -64,8 +64,8 @@ static uint32_t keep_byte(struct mn_slot *s)
 }
 
 /* Copies body bytes into the message's buffers, which were promised. */
-static uint32_t body_in(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s, const uint8_t *p,
-                        uint32_t len)
+uint32_t mn_framing_body(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
+                         const uint8_t *p, uint32_t len)
 {
     uint32_t done = 0;
 
@@ -166,7 +166,7 @@ uint32_t mn_framing_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, 
             s->flags &= ~MN_SF_KEPT;
             done++;
         }
-        done += body_in(e, l, s, p + done, len - done);
+        done += mn_framing_body(e, l, s, p + done, len - done);
     }
     return done;
 }

@@ -48,7 +48,7 @@ static void icmp_error(struct mn_engine *e, const struct mn_icmp *icmp)
         e->stats.drop_icmp_bad++;
         return;
     }
-    if (!mn_ip_is_local(e, q.src) || q.proto != MN_IPPROTO_TCP) {
+    if (!mn_ip_is_local(e, q.src) || (q.proto != MN_IPPROTO_TCP && q.proto != MN_IPPROTO_UDP)) {
         e->stats.drop_icmp_quote++;
         return;
     }
@@ -56,7 +56,11 @@ static void icmp_error(struct mn_engine *e, const struct mn_icmp *icmp)
         mn_handoff(e, &(struct mn_tuple){q.src, q.dst, q.sport, q.dport, q.proto})) {
         return;
     }
-    mn_tcp_icmp_error(e, icmp, &q);
+    if (q.proto == MN_IPPROTO_TCP) {
+        mn_tcp_icmp_error(e, icmp, &q);
+    } else {
+        mn_mnp_icmp_error(e, icmp, &q);
+    }
 }
 
 void mn_icmp_rx(struct mn_engine *e, const struct mn_ipv4 *ip, const uint8_t *ip_packet)
@@ -98,8 +102,8 @@ void mn_icmp_port_unreachable(struct mn_engine *e, const struct mn_ipv4 *ip,
     icmp_output(e, pkt, ip->src, bytes);
 }
 
-/* No UDP service yet: the message transport comes here. An error never answers a group (RFC
- * 1122, 3.2.2). */
+/* The message protocol is all that runs on UDP here; what is not its own is for nobody. An error
+ * never answers a group (RFC 1122, 3.2.2). */
 void mn_udp_rx(struct mn_engine *e, const struct mn_ipv4 *ip, const uint8_t *ip_packet,
                bool dst_is_group, bool csum_known)
 {
@@ -108,6 +112,9 @@ void mn_udp_rx(struct mn_engine *e, const struct mn_ipv4 *ip, const uint8_t *ip_
     if (mn_udp_parse(ip->payload, ip->payload_len, &udp) < 0 ||
         (!csum_known && !mn_udp_csum_ok(ip->src, ip->dst, ip->payload, ip->payload_len))) {
         e->stats.drop_udp_bad++;
+        return;
+    }
+    if (!dst_is_group && mn_mnp_rx(e, ip, &udp)) {
         return;
     }
     if (!dst_is_group &&

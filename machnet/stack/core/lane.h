@@ -157,6 +157,8 @@ uint32_t mn_lane_submit(struct mn_engine *e, struct mn_lane *l, uint32_t budget)
 uint32_t mn_lane_tx_copy(struct mn_engine *e, struct mn_tcb *t, uint32_t off, uint8_t *dst,
                          uint32_t len, bool want_sum);
 void mn_lane_tx_acked(struct mn_engine *e, struct mn_tcb *t, uint32_t len);
+/* Gives back what is in front of buffer `keep`. */
+void mn_lane_tx_upto(struct mn_lane *l, struct mn_slot *s, uint32_t keep);
 void mn_lane_tx_free(struct mn_lane *l, struct mn_slot *s); /* gives the whole send queue back */
 
 /* lane_rx.c: receive buffers; framing.c, stream.c: what fills them. */
@@ -173,6 +175,9 @@ void mn_lane_deliver(struct mn_lane *l, struct mn_slot *s, uint32_t buf, uint16_
 void mn_lane_deliver_mark(struct mn_lane *l, struct mn_slot *s, uint16_t flags, uint32_t len);
 uint32_t mn_lane_rx_space(struct mn_engine *e, struct mn_tcb *t);
 uint32_t mn_framing_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, uint32_t len);
+/* Bytes of the message under way, whose buffers were promised; returns how many were its own. */
+uint32_t mn_framing_body(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
+                         const uint8_t *p, uint32_t len);
 uint32_t mn_stream_rx(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, uint32_t len);
 void mn_stream_flush(struct mn_lane *l, struct mn_slot *s);
 void mn_stream_flush_all(struct mn_lane *l);

@@ -280,11 +280,24 @@ const struct mn_tcp_user mn_user_stream = {
     .wants = stream_wants,
 };
 
+/* Packets have their own ways in and out. */
+const struct mn_tcp_user mn_user_mnp = {
+    .rx_space = mn_lane_rx_space,
+    .event = flow_event,
+};
+
+static const struct mn_tcp_user *user_of(uint32_t proto)
+{
+    return proto == MN_PROTO_STREAM ? &mn_user_stream
+           : proto == MN_PROTO_TCP  ? &mn_user_framed
+                                    : &mn_user_mnp;
+}
+
 static void bind_slot(struct mn_engine *e, struct mn_lane *l, uint32_t slot, struct mn_tcb *t)
 {
     bool stream = l->slots[slot].proto == MN_PROTO_STREAM;
 
-    t->user = stream ? &mn_user_stream : &mn_user_framed;
+    t->user = user_of(l->slots[slot].proto);
     t->lane = l->number;
     t->slot = slot;
     if (stream ? !e->cfg.nagle_stream : !e->cfg.nagle_framed) {
@@ -327,8 +340,11 @@ static int do_listen(struct mn_engine *e, struct mn_lane *l, const struct mn_ctl
     if (c->local_port == 0) {
         return -EINVAL;
     }
-    if (c->proto != MN_PROTO_TCP && c->proto != MN_PROTO_STREAM) {
+    if (c->proto > MN_PROTO_STREAM) {
         return -EPROTONOSUPPORT;
+    }
+    if (c->proto == MN_PROTO_UDP && mn_mnp_mss(e) < MN_MNP_MSS_MIN) {
+        return -EMSGSIZE; /* the MTU is too small for that transport */
     }
     int64_t id =
         mn_listener_add(e, c->local_ip, c->local_port, (uint8_t)c->proto, l->number, backlog);
@@ -374,7 +390,7 @@ static int do_connect(struct mn_engine *e, struct mn_lane *l, const struct mn_ct
 {
     struct mn_tcb *t;
 
-    if (c->proto != MN_PROTO_TCP && c->proto != MN_PROTO_STREAM) {
+    if (c->proto > MN_PROTO_STREAM) {
         return -EPROTONOSUPPORT;
     }
     if (l->owed + CTL_KEPT > l->geo.ctl_slots) {
@@ -387,9 +403,8 @@ static int do_connect(struct mn_engine *e, struct mn_lane *l, const struct mn_ct
     struct mn_slot *s = &l->slots[i];
     s->token = c->token;
     s->flags |= MN_SF_CONNECTING;
-    int err =
-        mn_tcp_connect(e, &t, c->local_ip, c->local_port, c->remote_ip, c->remote_port,
-                       c->proto == MN_PROTO_STREAM ? &mn_user_stream : &mn_user_framed, c->arg);
+    int err = (c->proto == MN_PROTO_UDP ? mn_mnp_connect : mn_tcp_connect)(
+        e, &t, c->local_ip, c->local_port, c->remote_ip, c->remote_port, user_of(c->proto), c->arg);
     if (err != 0) {
         mn_lane_slot_free(l, s);
         return err;

@@ -56,7 +56,10 @@ static int set_number(struct mn_engine *e, struct mn_tcb *t, uint32_t opt, uint6
         if (v > UINT32_MAX) {
             return -EINVAL;
         }
-        t->user_timeout_ms = v == 0 ? e->cfg.user_timeout_ms : (uint32_t)v;
+        if (v == 0) {
+            v = t->mcb == MN_NIL ? e->cfg.user_timeout_ms : e->cfg.mnp_user_timeout_ms;
+        }
+        t->user_timeout_ms = (uint32_t)v;
         return 0;
     case MN_OPT_RCVBUF:
         if (!within(v, 2048, 1u << 30)) {
@@ -80,6 +83,9 @@ static int set_number(struct mn_engine *e, struct mn_tcb *t, uint32_t opt, uint6
     case MN_OPT_MAXSEG:
         if (!within(v, 88, 65495)) {
             return -EINVAL;
+        }
+        if (t->mcb != MN_NIL) {
+            return -ENOPROTOOPT; /* messages that wait are cut already */
         }
         t->maxseg = (uint16_t)v;
         if (t->mss_opt > v) {
@@ -149,7 +155,7 @@ int mn_lane_getopt(struct mn_engine *e, struct mn_lane *l, uint32_t flow, uint32
         [MN_OPT_TTL] = t->ttl,
         [MN_OPT_STATE] = t->state,
         [MN_OPT_MSS] = t->mss,
-        [MN_OPT_SNDQ] = t->snd_end - t->snd_una,
+        [MN_OPT_SNDQ] = t->mcb == MN_NIL ? t->snd_end - t->snd_una : mn_mcb_of(e, t)->snd_bytes,
         [MN_OPT_SRTT_US] = t->srtt_us >> 3,
         [MN_OPT_CWND] = t->cc.cwnd,
         [MN_OPT_SSTHRESH] = t->cc.ssthresh,

@@ -55,7 +55,11 @@ static void tx_append(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
     }
     s->tx_tail = last;
     s->tx_bufs += n;
-    mn_tcp_queued(e, t, bytes);
+    if (s->proto == MN_PROTO_UDP) {
+        mn_mnp_queued(e, t, bytes);
+    } else {
+        mn_tcp_queued(e, t, bytes + (s->proto == MN_PROTO_TCP ? MN_FRAME_PREFIX : 0));
+    }
 }
 
 /* The flow can still be sent on. */
@@ -119,11 +123,14 @@ static bool submit_message(struct mn_engine *e, struct mn_lane *l, struct mn_slo
         tx_return_chain(l, l->sub_first);
         return true;
     }
+    if (s->proto == MN_PROTO_UDP && l->sub_len == 0) {
+        return false; /* that transport has no empty messages */
+    }
     l->txbufs[l->sub_first].first = 1;
     l->txbufs[l->sub_first].msg_len = l->sub_len;
     e->stats.msgs_submitted++;
     s->tx_msgs++;
-    tx_append(e, l, s, l->sub_first, l->sub_last, l->sub_n, l->sub_len + MN_FRAME_PREFIX);
+    tx_append(e, l, s, l->sub_first, l->sub_last, l->sub_n, l->sub_len);
     if ((s->flags & MN_SF_EOF) != 0) {
         mn_lane_eof_check(e, l, s);
     }
@@ -264,6 +271,21 @@ uint32_t mn_lane_tx_copy(struct mn_engine *e, struct mn_tcb *t, uint32_t off, ui
         left -= n;
     }
     return want_sum ? mn_csum_partial(dst, len, 0) : 0;
+}
+
+void mn_lane_tx_upto(struct mn_lane *l, struct mn_slot *s, uint32_t keep)
+{
+    while (s->tx_head != keep) {
+        uint32_t b = s->tx_head;
+
+        MN_ASSERT(b != MN_NIL);
+        s->tx_head = l->txbufs[b].next;
+        s->tx_bufs--;
+        tx_return(l, b);
+    }
+    if (s->tx_head == MN_NIL) {
+        s->tx_tail = MN_NIL;
+    }
 }
 
 void mn_lane_tx_acked(struct mn_engine *e, struct mn_tcb *t, uint32_t len)

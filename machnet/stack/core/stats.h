@@ -83,6 +83,27 @@
     X(tcp_keepalive_drops, "connections given up by keep-alive")                                   \
     X(tcp_time_wait_reused, "SYNs accepted in TIME-WAIT")                                          \
     X(tcp_ooo_evicted, "out-of-order bytes evicted for room")                                      \
+    X(drop_mnp_port, "mnp SYN for a port nobody listens on")                                       \
+    X(drop_mnp_state, "mnp packet that no connection, or its state, expects")                      \
+    X(drop_mnp_seq, "mnp packet outside the receive window")                                       \
+    X(drop_mnp_ack, "mnp packet with an impossible acknowledgement")                               \
+    X(drop_mnp_dup, "mnp DATA and FIN received before")                                            \
+    X(drop_mnp_nobuf, "mnp packets not acknowledged because nothing could hold them")              \
+    X(drop_mnp_closed, "mnp DATA that arrived after the application gave the flow up")             \
+    X(mnp_active_opens, "mnp connections begun by us")                                             \
+    X(mnp_passive_opens, "mnp connections begun by a peer")                                        \
+    X(mnp_established, "mnp connections that reached ESTABLISHED")                                 \
+    X(mnp_plain, "of these, in plain mode")                                                        \
+    X(mnp_resets_sent, "mnp RST packets sent")                                                     \
+    X(mnp_resets_received, "mnp connections ended by a peer's RST")                                \
+    X(mnp_retransmits, "mnp packets retransmitted")                                                \
+    X(mnp_rto, "mnp retransmission timeouts")                                                      \
+    X(mnp_fast_recoveries, "mnp losses found without a timeout")                                   \
+    X(mnp_probes, "mnp tail loss probes sent (RFC 8985)")                                          \
+    X(mnp_window_probes, "mnp packets sent into a closed window")                                  \
+    X(mnp_acks_withheld, "mnp ACKs that might have ended a C++ host, not sent")                    \
+    X(mnp_timeouts, "mnp connections given up because the peer was silent")                        \
+    X(mnp_broken, "mnp packets that break the protocol")                                           \
     X(framing_errors, "framed flows closed for a length over the limit")                           \
     X(msgs_delivered, "messages delivered to applications")                                        \
     X(msgs_submitted, "messages taken from applications")                                          \

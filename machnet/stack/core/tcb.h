@@ -221,6 +221,10 @@ void mn_tcp_set_mss(struct mn_engine *e, struct mn_tcb *t, uint32_t peer_mss);
 int mn_tcp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uint16_t lport,
                    uint32_t raddr, uint16_t rport, const struct mn_tcp_user *user,
                    uint32_t timeout_ms);
+/* What a connect of either transport asks of its addresses; fills in laddr, lport and the next hop.
+ * 0 or an errno as above. */
+int mn_tcp_endpoints(struct mn_engine *e, uint8_t l4, uint32_t *laddr, uint16_t *lport,
+                     uint32_t raddr, uint16_t rport, uint32_t *nbr);
 void mn_tcp_queued(struct mn_engine *e, struct mn_tcb *t,
                    uint32_t bytes);                          /* the user has more bytes to send */
 void mn_tcp_urgent(struct mn_engine *e, struct mn_tcb *t);   /* urgent data end at snd_end */
@@ -246,11 +250,14 @@ void mn_tcp_segment(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s);
 void mn_tcp_syn_sent(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s);
 void mn_tcp_listen_rx(struct mn_engine *e, uint32_t listener, struct mn_seg *s);
 bool mn_tcp_ack_in(struct mn_engine *e, struct mn_tcb *t,
-                   struct mn_seg *s); /* false: the segment ends here */
+                   struct mn_seg *s);                         /* false: the segment ends here */
+bool mn_tcp_fin_acked(struct mn_engine *e, struct mn_tcb *t); /* false: the connection is gone */
+/* Makes room among a listener's half-open connections; false: none is old enough. */
+bool mn_tcp_evict_half_open(struct mn_engine *e, uint32_t listener);
 void mn_tcp_apply_syn_options(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *s);
 /* The next hop of a frame of ours does not answer. */
-void mn_tcp_unreachable(struct mn_engine *e, uint32_t laddr, uint16_t lport, uint32_t raddr,
-                        uint16_t rport);
+void mn_tcp_unreachable(struct mn_engine *e, uint8_t l4, uint32_t laddr, uint16_t lport,
+                        uint32_t raddr, uint16_t rport);
 void mn_tcp_icmp_error(struct mn_engine *e, const struct mn_icmp *icmp,
                        const struct mn_icmp_quote *q);
 
@@ -289,6 +296,7 @@ void mn_tcp_tell_eof(struct mn_engine *e,
                      struct mn_tcb *t); /* once the user has everything before the FIN */
 void mn_ooo_drain(struct mn_engine *e,
                   struct mn_tcb *t); /* hands over what has become deliverable */
+void mn_tcp_fin_in(struct mn_engine *e, struct mn_tcb *t); /* the peer's FIN, in order */
 void mn_ooo_clear(struct mn_engine *e, struct mn_tcb *t);
 uint32_t mn_ooo_sack_blocks(struct mn_engine *e, struct mn_tcb *t, struct mn_sack_block *out,
                             uint32_t max);
@@ -299,6 +307,8 @@ void mn_tcp_rtx_arm(struct mn_engine *e,
                     struct mn_tcb *t); /* (re)starts the retransmission timer */
 void mn_tcp_rtx_stop(struct mn_tcb *t);
 void mn_tcp_fire(struct mn_engine *e, struct mn_tcb *t);
+/* The timers that both transports have, then arms the next. */
+void mn_tcp_fire_slow(struct mn_engine *e, struct mn_tcb *t);
 void mn_tcp_rtt_sample(struct mn_engine *e, struct mn_tcb *t, uint64_t rtt_ns);
 void mn_tcp_user_timer(struct mn_engine *e, struct mn_tcb *t,
                        uint64_t at_ns); /* in CLOSE-WAIT only; 0: off */

@@ -118,7 +118,7 @@ static void recovery_progress(struct mn_engine *e, struct mn_tcb *t, uint32_t ac
 }
 
 /* True while the connection lives. */
-static bool fin_acked(struct mn_engine *e, struct mn_tcb *t)
+bool mn_tcp_fin_acked(struct mn_engine *e, struct mn_tcb *t)
 {
     switch (t->state) {
     case MN_TCP_FIN_WAIT_1:
@@ -184,7 +184,7 @@ static bool new_ack(struct mn_engine *e, struct mn_tcb *t, const struct mn_seg *
         (t->flags & MN_TF_FIN_QUEUED) != 0) {
         mn_tcp_mark_dirty(e, t);
     }
-    return !fin || fin_acked(e, t);
+    return !fin || mn_tcp_fin_acked(e, t);
 }
 
 /* The window opened over a probe or over data that waited: go on from snd_una. */

@@ -159,6 +159,9 @@ void mn_tcb_free(struct mn_engine *e, struct mn_tcb *t)
     mn_flow_remove(e, t);
     mn_ooo_clear(e, t);
     mn_sack_clear(e, t);
+    if (t->mcb != MN_NIL) {
+        mn_mnp_free(e, t);
+    }
     t->user = NULL;
     mn_pool_put(&e->tcb_pool, mn_tcb_index(e, t));
 }
@@ -290,41 +293,50 @@ static int check_remote(const struct mn_engine *e, uint32_t raddr, uint16_t rpor
     return 0;
 }
 
-int mn_tcp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uint16_t lport,
-                   uint32_t raddr, uint16_t rport, const struct mn_tcp_user *user,
-                   uint32_t timeout_ms)
+int mn_tcp_endpoints(struct mn_engine *e, uint8_t l4, uint32_t *laddr, uint16_t *lport,
+                     uint32_t raddr, uint16_t rport, uint32_t *nbr)
 {
     int err = check_remote(e, raddr, rport);
 
     if (err != 0) {
         return err;
     }
-    if (laddr == 0) {
-        laddr = e->cfg.ip;
+    if (*laddr == 0) {
+        *laddr = e->cfg.ip;
     }
-    if (!mn_ip_is_local(e, laddr)) {
+    if (!mn_ip_is_local(e, *laddr)) {
         return -EADDRNOTAVAIL;
     }
-    uint32_t nbr = MN_NIL;
+    *nbr = MN_NIL;
     if (!mn_ip_is_local(e, raddr)) {
-        nbr = mn_ip_route(e, raddr);
-        if (nbr == MN_NIL) {
+        *nbr = mn_ip_route(e, raddr);
+        if (*nbr == MN_NIL) {
             return -ENETUNREACH;
         }
     }
-    if (lport == 0) {
-        int32_t port = mn_port_choose(e, MN_IPPROTO_TCP, laddr, raddr, rport);
+    if (*lport == 0) {
+        int32_t port = mn_port_choose(e, l4, *laddr, raddr, rport);
 
         if (port < 0) {
             return port;
         }
-        lport = (uint16_t)port;
+        *lport = (uint16_t)port;
     }
-    if (mn_flow_find(e, MN_IPPROTO_TCP, laddr, lport, raddr, rport) != NULL) {
+    if (mn_flow_find(e, l4, *laddr, *lport, raddr, rport) != NULL) {
         return -EADDRINUSE;
     }
-    if (laddr == raddr && lport == rport) {
-        return -EADDRNOTAVAIL;
+    return *laddr == raddr && *lport == rport ? -EADDRNOTAVAIL : 0;
+}
+
+int mn_tcp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uint16_t lport,
+                   uint32_t raddr, uint16_t rport, const struct mn_tcp_user *user,
+                   uint32_t timeout_ms)
+{
+    uint32_t nbr = MN_NIL;
+    int err = mn_tcp_endpoints(e, MN_IPPROTO_TCP, &laddr, &lport, raddr, rport, &nbr);
+
+    if (err != 0) {
+        return err;
     }
     struct mn_tcb *t = mn_tcb_alloc(e);
     if (t == NULL) {
@@ -381,7 +393,11 @@ void mn_tcp_enter_time_wait(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_rtx_stop(t);
     t->keep_at = 0;
     mn_sack_clear(e, t);
-    mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + 2 * e->cfg.msl_ms * MN_NS_PER_MS);
+    uint64_t msl_ms = t->mcb == MN_NIL ? e->cfg.msl_ms : e->cfg.mnp_msl_ms;
+    mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + 2 * msl_ms * MN_NS_PER_MS);
+    if (t->mcb != MN_NIL) {
+        mn_mnp_held_clear(e, t); /* the channel may go now */
+    }
     if (user != NULL && mn_tcp_held(t) > 0 && (t->flags & MN_TF_ORPHAN) == 0) {
         return; /* mn_tcp_space lets go of the user once it has everything */
     }
@@ -423,6 +439,15 @@ void mn_tcp_shutdown(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_mark_dirty(e, t);
 }
 
+static void send_reset(struct mn_engine *e, struct mn_tcb *t, int err)
+{
+    if (t->mcb != MN_NIL) {
+        mn_mnp_send_rst(e, t, err);
+    } else {
+        mn_tcp_send_rst(e, t);
+    }
+}
+
 void mn_tcp_abort(struct mn_engine *e, struct mn_tcb *t, int err)
 {
     switch (t->state) {
@@ -431,12 +456,12 @@ void mn_tcp_abort(struct mn_engine *e, struct mn_tcb *t, int err)
     case MN_TCP_FIN_WAIT_1:
     case MN_TCP_FIN_WAIT_2:
     case MN_TCP_CLOSE_WAIT:
-        mn_tcp_send_rst(e, t);
+        send_reset(e, t, err);
         break;
     case MN_TCP_CLOSING:
     case MN_TCP_LAST_ACK:
         if (t->snd_una != t->snd_end + 1) {
-            mn_tcp_send_rst(e, t); /* what was queued will not come */
+            send_reset(e, t, err); /* what was queued will not come */
         }
         break;
     default:
@@ -501,6 +526,10 @@ void mn_tcp_linger(struct mn_engine *e, struct mn_tcb *t, uint32_t linger_ms)
  * can be offered. */
 void mn_tcp_space(struct mn_engine *e, struct mn_tcb *t)
 {
+    if (t->mcb != MN_NIL) {
+        mn_mnp_space(e, t);
+        return;
+    }
     uint32_t known = t->rcv_adv - t->rcv_nxt;
     uint32_t space, gain;
 

@@ -34,7 +34,7 @@ void mn_tcp_apply_syn_options(struct mn_engine *e, struct mn_tcb *t, const struc
 
 #define EVICT_LOOK 32u
 
-static bool evict_half_open(struct mn_engine *e, uint32_t listener)
+bool mn_tcp_evict_half_open(struct mn_engine *e, uint32_t listener)
 {
     uint32_t i = e->half_open_age.head;
 
@@ -71,7 +71,7 @@ void mn_tcp_listen_rx(struct mn_engine *e, uint32_t listener, struct mn_seg *s)
         e->stats.drop_tcp_state++;
         return;
     }
-    if ((l->half_open >= e->cfg.syn_backlog_max && !evict_half_open(e, listener)) ||
+    if ((l->half_open >= e->cfg.syn_backlog_max && !mn_tcp_evict_half_open(e, listener)) ||
         l->pending >= l->backlog) {
         e->stats.drop_syn_backlog++;
         return;
@@ -302,10 +302,10 @@ void mn_tcp_icmp_error(struct mn_engine *e, const struct mn_icmp *icmp,
     }
 }
 
-void mn_tcp_unreachable(struct mn_engine *e, uint32_t laddr, uint16_t lport, uint32_t raddr,
-                        uint16_t rport)
+void mn_tcp_unreachable(struct mn_engine *e, uint8_t l4, uint32_t laddr, uint16_t lport,
+                        uint32_t raddr, uint16_t rport)
 {
-    struct mn_tcb *t = mn_flow_find(e, MN_IPPROTO_TCP, laddr, lport, raddr, rport);
+    struct mn_tcb *t = mn_flow_find(e, l4, laddr, lport, raddr, rport);
 
     if (t == NULL) {
         return;

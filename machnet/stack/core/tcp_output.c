@@ -236,6 +236,10 @@ void mn_tcp_challenge(struct mn_engine *e, struct mn_tcb *t)
 
 void mn_tcp_send_probe(struct mn_engine *e, struct mn_tcb *t)
 {
+    if (t->mcb != MN_NIL) {
+        mn_mnp_send_probe(e, t);
+        return;
+    }
     (void)send_segment(e, t, t->snd_una - 1, 0, MN_TCP_ACK);
 }
 
@@ -559,6 +563,10 @@ static bool output_data(struct mn_engine *e, struct mn_tcb *t)
 
 void mn_tcp_output(struct mn_engine *e, struct mn_tcb *t)
 {
+    if (t->mcb != MN_NIL) {
+        mn_mnp_output(e, t);
+        return;
+    }
     if (MN_UNLIKELY((t->flags & MN_TF_DOOMED) != 0)) {
         mn_tcp_abort(e, t, t->doom_err);
         return;

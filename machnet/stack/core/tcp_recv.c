@@ -395,7 +395,7 @@ static void ooo_cut(struct mn_engine *e, struct mn_tcb *t, uint32_t end)
     }
 }
 
-static void fin_in(struct mn_engine *e, struct mn_tcb *t)
+void mn_tcp_fin_in(struct mn_engine *e, struct mn_tcb *t)
 {
     t->rcv_nxt++;
     t->rcv_adv = mn_seq_max(t->rcv_adv, t->rcv_nxt);
@@ -459,7 +459,7 @@ void mn_tcp_data_in(struct mn_engine *e, struct mn_tcb *t, struct mn_seg *s)
         }
     }
     if ((t->flags & MN_TF_FIN_OOO) != 0 && t->rcv_nxt == t->fin_seq) {
-        fin_in(e, t);
+        mn_tcp_fin_in(e, t);
         return;
     }
     if (s->len == 0) {

@@ -30,6 +30,9 @@ static void timer_rearm(struct mn_engine *e, struct mn_tcb *t)
     at = earlier(at, t->delack_at);
     at = earlier(at, t->wait_at);
     at = earlier(at, t->keep_at);
+    if (t->mcb != MN_NIL) {
+        at = earlier(at, mn_mcb_of(e, t)->reo_at);
+    }
     if (at != MN_NEVER) {
         mn_timer_arm(&e->wheel, &t->timer, at);
     }
@@ -39,7 +42,8 @@ static uint64_t rto_ns(const struct mn_engine *e, const struct mn_tcb *t)
 {
     uint64_t us = (uint64_t)t->rto_us << mn_min_u32(t->backoff, 32);
 
-    return mn_min_u64(us, e->cfg.rto_max_us) * MN_NS_PER_US;
+    return mn_min_u64(us, t->mcb == MN_NIL ? e->cfg.rto_max_us : e->cfg.mnp_rto_max_us) *
+           MN_NS_PER_US;
 }
 
 /* Since when the peer owes an answer: with a closed window any answer counts (MUST-37). */
@@ -88,7 +92,9 @@ void mn_tcp_rtt_sample(struct mn_engine *e, struct mn_tcb *t, uint64_t rtt_ns)
         t->srtt_us = t->srtt_us - (t->srtt_us >> 3) + us;
     }
     uint64_t rto = (uint64_t)(t->srtt_us >> 3) + mn_max_u32(1, t->rttvar_us);
-    t->rto_us = (uint32_t)mn_min_u64(mn_max_u64(rto, e->cfg.rto_min_us), e->cfg.rto_max_us);
+    uint32_t low = t->mcb == MN_NIL ? e->cfg.rto_min_us : e->cfg.mnp_rto_min_us;
+    uint32_t high = t->mcb == MN_NIL ? e->cfg.rto_max_us : e->cfg.mnp_rto_max_us;
+    t->rto_us = (uint32_t)mn_min_u64(mn_max_u64(rto, low), high);
     t->backoff = 0;
 }
 
@@ -256,6 +262,10 @@ static bool due(struct mn_engine *e, uint64_t *at)
 
 void mn_tcp_fire(struct mn_engine *e, struct mn_tcb *t)
 {
+    if (t->mcb != MN_NIL) {
+        mn_mnp_fire(e, t);
+        return;
+    }
     if (due(e, &t->delack_at)) {
         e->stats.tcp_delayed_acks++;
         t->flags |= MN_TF_ACK_NOW;
@@ -264,6 +274,11 @@ void mn_tcp_fire(struct mn_engine *e, struct mn_tcb *t)
     if (due(e, &t->rtx_at) && !rtx_fire(e, t)) {
         return;
     }
+    mn_tcp_fire_slow(e, t);
+}
+
+void mn_tcp_fire_slow(struct mn_engine *e, struct mn_tcb *t)
+{
     if (due(e, &t->keep_at) && !keep_fire(e, t)) {
         return;
     }
