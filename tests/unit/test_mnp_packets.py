@@ -191,7 +191,7 @@ class TestData:
             peer.channel.send(flow, b"%d" % i)
         first = peer.got()[0].seq
         peer.stack.advance(5_000)
-        peer.ack_to(first + 1, held=0b1110)
+        peer.ack_to(first + 1, held=0b1111)
         again = peer.got()
         assert [p.seq for p in again] == [first + 1]
         assert again[0].payload == b"1"
