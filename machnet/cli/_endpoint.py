@@ -7,6 +7,7 @@ The two generators have the same functions in C, over sockets (``mn_tcp_``) and 
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -131,7 +132,10 @@ class NativeServer:
             return True
         rc: int = self._run(self._server, until_ns, ffi.NULL)
         if rc < 0:
-            raise RunError(f"serving failed: {os.strerror(-rc)}")
+            gone = rc == -errno.EPIPE
+            raise RunError(
+                "the sidecar has ended" if gone else f"serving failed: {os.strerror(-rc)}"
+            )
         return False
 
     def drain(self) -> None:

@@ -293,6 +293,7 @@ def _rtt_text(latency: Latency | None) -> str:
 _FLOW_ERRORS = {
     errno.EPROTO: "the connection ended in the middle of a message",
     errno.EMSGSIZE: f"a message length is over {lib.MN_MSG_MAX_BYTES} bytes",
+    errno.EPIPE: "the sidecar has ended",
 }
 
 

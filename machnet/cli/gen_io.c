@@ -2,15 +2,16 @@
 #include "machnet/cli/gen_io.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 
 /* The most pieces a message can have: buffers have 512 bytes at least. */
 #define PIECES_MAX (MN_MSG_MAX_BYTES / 512u)
 
-int gen_io_open(struct gen_io *io, const struct mn_gen_config *config)
+int gen_io_open(struct gen_io *io, const struct mn_gen_config *config, struct mn_app *app)
 {
     *io = (struct gen_io){
-        .app = mn_chan_app(config->chan),
+        .app = app,
         .chan = config->chan,
         .stack = config->stack,
         .spin_ns = config->spin_ns,
@@ -74,8 +75,13 @@ void gen_io_read(const struct gen_io *io, uint32_t len, struct gen_msg *msg)
         msg->got = data[msg->wrong_at];
 }
 
-static inline void relax(void)
+/* Who spins for a while only lets others have the CPU meanwhile: they may be those it waits for. */
+static inline void relax(const struct gen_io *io)
 {
+    if (io->spin_ns != UINT64_MAX) {
+        (void)sched_yield();
+        return;
+    }
 #if defined(__x86_64__) || defined(__i386__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -115,9 +121,10 @@ int gen_io_run(struct gen_io *io, gen_turn_fn turn, void *ctx, uint64_t until_ns
         }
         if (idle_since_ns == 0)
             idle_since_ns = now_ns;
+        mn_chan_look(io->chan);
         if (now_ns - idle_since_ns < io->spin_ns) {
             if (io->stack == NULL)
-                relax();
+                relax(io);
             continue;
         }
         int rc = mn_chan_wait(io->chan, until_ns - now_ns);

@@ -26,8 +26,9 @@ struct gen_msg {
     uint8_t got;
 };
 
-/* 0, -EINVAL (msg_size) or -ENOMEM; closed either way with gen_io_close. */
-int gen_io_open(struct gen_io *io, const struct mn_gen_config *config);
+/* `app` is a lane of the channel. 0, -EINVAL (msg_size) or -ENOMEM; closed either way with
+ * gen_io_close. */
+int gen_io_open(struct gen_io *io, const struct mn_gen_config *config, struct mn_app *app);
 void gen_io_close(struct gen_io *io);
 /* Reads the message at the head of the channel, which has a header at least. */
 void gen_io_read(const struct gen_io *io, uint32_t len, struct gen_msg *msg);

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """``msg_gen``: sends messages through machnet, or answers them.
 
-The same messages as ``tcp_msg_gen``'s, by way of an engine in this process. Until there is a
-sidecar to attach to, the command opens its NIC itself.
+The same messages as ``tcp_msg_gen``'s, by way of the engines of a sidecar, or, with ``--nic``, of one in
+this process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+import machnet
 from machnet._native import ffi, lib
 from machnet.channel import Channel
 from machnet.cli._endpoint import NativeClient, NativeServer, fill_config
@@ -42,8 +43,8 @@ _KEEPALIVE = (
 
 
 @contextlib.contextmanager
-def _stack(settings: dict[str, Any]) -> Iterator[Stack]:
-    """Yield a stack on the NIC of the settings, and close both at the end.
+def _own_channel(settings: dict[str, Any]) -> Iterator[Channel]:
+    """Yield a channel of a stack on the NIC of the settings, and close all of them at the end.
 
     Raises:
         RunError: The NIC can't be opened, or the stack refuses a setting.
@@ -67,41 +68,73 @@ def _stack(settings: dict[str, Any]) -> Iterator[Stack]:
             text = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise RunError(str(text)) from error
         cleanup.callback(stack.close, LINGER_S)
-        yield stack
+        yield cleanup.enter_context(stack.attach())
 
 
-def _config(stack: Stack, channel: Channel, settings: dict[str, Any]) -> Any:
+@contextlib.contextmanager
+def _sidecar_channel(settings: dict[str, Any]) -> Iterator[Channel]:
+    """Yield a channel of the sidecar.
+
+    Raises:
+        RunError: There is none, or it refuses.
+    """
+    try:
+        # The loop in C spins by itself.
+        channel = machnet.attach(settings["socket"], name=TOOL, spin_us=0)
+    except OSError as error:
+        raise RunError(f"cannot attach: {error.strerror or error}") from error
+    with channel:
+        yield channel
+
+
+def _channel(settings: dict[str, Any]) -> contextlib.AbstractContextManager[Channel]:
+    return (_sidecar_channel if settings["nic"] is None else _own_channel)(settings)
+
+
+def _config(channel: Channel, settings: dict[str, Any]) -> Any:
     config = fill_config(ffi.new("struct mn_gen_config *"), settings)
     config.chan = channel._native  # noqa: SLF001 - the loop in C takes the channel over
-    config.stack = ffi.NULL if stack.threaded else stack.core.native
+    stack = channel.stack
+    stepped = isinstance(stack, Stack) and not stack.threaded
+    config.stack = stack.core.native if stepped else ffi.NULL
     return config
+
+
+def _hints(settings: dict[str, Any]) -> dict[int, str]:
+    """What to look at when a connection or a listener is refused, by errno."""
+    here = "of the sidecar" if settings["nic"] is None else "of --nic"
+    return {
+        errno.ECONNREFUSED: "is the server running, and is --remote_port its port?",
+        errno.ENETUNREACH: "it is outside the network of --local_ip: give a --gateway"
+        if settings["nic"] is not None
+        else "it is outside the network of --local_ip, and the sidecar has no gateway",
+        errno.EHOSTUNREACH: f"nobody answers to this address on the network {here}",
+        errno.EADDRNOTAVAIL: "the sidecar has no engine with this --local_ip",
+    }
 
 
 def _run_client(reporter: Reporter, settings: dict[str, Any]) -> int:
     local_ip = settings["local_ip"].partition("/")[0]
     remote_ip, port = settings["remote_ip"], settings["remote_port"]
-    with _stack(settings) as stack, stack.attach() as channel:
+    protocol = settings["protocol"]
+    with _channel(settings) as channel:
         reporter.status(
             f"[CLIENT] Connecting to {remote_ip}:{port}, "
             f"msg_size={settings['msg_size']}, window={settings['msg_window']}"
         )
         timeout = settings["connect_timeout"]
         try:
-            flow = channel.connect(local_ip, remote_ip, port, protocol="tcp", timeout=timeout)
+            flow = channel.connect(local_ip, remote_ip, port, protocol=protocol, timeout=timeout)
         except TimeoutError as error:
             waited = f"no answer within {timeout:g} s"
             raise RunError(f"cannot connect to {remote_ip}:{port}: {waited}") from error
         except OSError as error:
-            hints = {
-                errno.ECONNREFUSED: "is the server running, and is --remote_port its port?",
-                errno.ENETUNREACH: "it is outside the network of --local_ip: give a --gateway",
-                errno.EHOSTUNREACH: "nobody answers to this address on the network of --nic",
-            }
-            reason = reason_text(error, hints)
+            reason = reason_text(error, _hints(settings))
             raise RunError(f"cannot connect to {remote_ip}:{port}: {reason}") from error
-        for option, value in _KEEPALIVE:
-            channel.set_option(flow, option, value)
-        config = _config(stack, channel, settings)
+        if protocol == "tcp":
+            for option, value in _KEEPALIVE:
+                channel.set_option(flow, option, value)
+        config = _config(channel, settings)
         config.flow = flow.id
         return run(
             NativeClient("mn_gen", config),
@@ -114,35 +147,42 @@ def _run_client(reporter: Reporter, settings: dict[str, Any]) -> int:
 def _run_server(reporter: Reporter, settings: dict[str, Any]) -> int:
     reporter.status(f"Starting in server mode, response size {settings['msg_size']}")
     local_ip, port = settings["local_ip"].partition("/")[0], settings["local_port"]
-    with _stack(settings) as stack, stack.attach() as channel:
+    with _channel(settings) as channel:
         try:
-            channel.listen(local_ip, port, protocol="tcp")
+            channel.listen(local_ip, port, protocol=settings["protocol"])
         except OSError as error:
-            raise RunError(
-                f"cannot listen on {local_ip}:{port}: {reason_text(error, {})}"
-            ) from error
+            reason = reason_text(error, _hints(settings))
+            raise RunError(f"cannot listen on {local_ip}:{port}: {reason}") from error
         return run(
-            NativeServer("mn_gen", _config(stack, channel, settings)),
+            NativeServer("mn_gen", _config(channel, settings)),
             reporter,
             announce=f"[LISTENING] [{local_ip}:{port}]",
             duration_s=settings["duration"],
         )
 
 
+#: Options that are about a NIC of the command's own, with what they are otherwise.
+_OWN_NIC = {
+    "kernel_ip": None,
+    "gateway": "",
+    "mtu": None,
+    "engine": "inline",
+    "engine_cpu": None,
+    "pcap": None,
+}
+
+
 def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
     """Refuse what the command line must not ask for, each with what to do instead."""
-    if settings["protocol"] == "udp":
-        raise click.UsageError(
-            "--protocol udp, the default, is Machnet's message transport between two machnet "
-            "hosts, which is not available yet: pass --protocol tcp.",
-            ctx,
-        )
     if settings["nic"] is None:
-        raise click.UsageError(
-            "There is no machnet process to attach to yet, so say which NIC to open: "
-            "--nic tap:NAME (or set MACHNET_NIC).",
-            ctx,
-        )
+        for name, otherwise in _OWN_NIC.items():
+            if settings[name] != otherwise:
+                raise click.UsageError(
+                    f"--{name} is for a NIC of msg_gen's own (--nic): the sidecar has its own.", ctx
+                )
+        return
+    if settings["socket"] is not None:
+        raise click.UsageError("--socket is the sidecar's, --nic a NIC of msg_gen's own.", ctx)
     check_nic_usage(ctx, settings)
     if settings["engine"] == "inline" and settings["engine_cpu"] is not None:
         raise click.UsageError("--engine_cpu is for --engine thread.", ctx)
@@ -157,7 +197,12 @@ def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
     type=click.Choice(["udp", "tcp"]),
     default="udp",
     show_default=True,
-    help="Transport; udp is not available yet.",
+    help="Transport: udp is Machnet's own, between machnet hosts; tcp speaks to any TCP program.",
+)
+@click.option(
+    "--socket",
+    help="The sidecar's socket.  [default: MACHNET_SOCKET, else "
+    "/var/run/machnet/machnet_ctrl.sock]",
 )
 @nic_options(required=False)
 @click.option(
@@ -187,9 +232,10 @@ def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
 def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
     """Send messages through machnet, or answer them.
 
+    Attaches to this machine's sidecar (machnet run); with --nic it is a machnet of its own instead.
     With --remote_ip this is a client: it keeps --msg_window messages in flight and prints rates and
-    round-trip times each second. Without it this is a server for any number of clients. The other
-    end may be machnet or any program with a TCP socket, such as tcp_msg_gen.
+    round-trip times each second. Without it this is a server for any number of clients. With
+    --protocol tcp the other end may be any program with a TCP socket, such as tcp_msg_gen.
 
     \b
     To try it as root, without hardware:
@@ -205,7 +251,7 @@ def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
     role = "client" if client else "server"
     parameters = {**parameters_of(settings), "json": as_json}
     reporter = Reporter(TOOL, role, parameters, as_json=as_json)
-    reporter.status("Using TCP transport")
+    reporter.status(f"Using {settings['protocol'].upper()} transport")
     try:
         code = (_run_client if client else _run_server)(reporter, settings)
     except RunError as error:

@@ -17,13 +17,13 @@ struct mn_gen_client *mn_gen_client_new(const struct mn_gen_config *config,
     struct mn_gen_client *client = calloc(1, sizeof(*client));
     if (client == NULL)
         return NULL;
+    client->flow = config->flow;
     if (mn_msg_client_open(&client->app, stats, config->msg_size, config->window, config->msgs_max,
                            config->verify) != 0 ||
-        gen_io_open(&client->io, config) != 0) {
+        gen_io_open(&client->io, config, mn_chan_flow_lane(config->chan, &client->flow)) != 0) {
         mn_gen_client_free(client);
         return NULL;
     }
-    client->flow = config->flow;
     return client;
 }
 
@@ -79,7 +79,7 @@ static int client_recv(struct mn_gen_client *client)
     while (n < (int)GEN_TURN_MSGS) {
         int rc = mn_app_peek(app, &head);
         if (rc < 0)
-            return client_fail(client, MN_MSG_FAULT_SYSTEM, 0, -rc);
+            return client_fail(client, MN_MSG_FAULT_FLOW, 0, -rc);
         if (rc == 0)
             break;
         if (n++ == 0)

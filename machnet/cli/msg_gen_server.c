@@ -22,32 +22,24 @@ struct owed {
     struct owed **from; /* what points here */
 };
 
-struct mn_gen_server {
+/* Connections of one lane of the channel: of one engine. */
+struct lane {
     struct gen_io io;
     struct mn_msg_stats *stats;
     struct owed *owing;
     struct owed **by_slot; /* of the flow's id; NULL: nothing owed */
-    struct mn_fault_log faults;
+    struct mn_fault_log *faults;
 };
 
-struct mn_gen_server *mn_gen_server_new(const struct mn_gen_config *config,
-                                        struct mn_msg_stats *stats)
-{
-    struct mn_gen_server *server = calloc(1, sizeof(*server));
-    if (server == NULL)
-        return NULL;
-    server->stats = stats;
-    server->by_slot = calloc(FLOW_SLOTS, sizeof(struct owed *));
-    if (gen_io_open(&server->io, config) != 0 || server->by_slot == NULL) {
-        mn_gen_server_free(server);
-        return NULL;
-    }
-    return server;
-}
+struct mn_gen_server {
+    struct mn_fault_log faults;
+    uint32_t n_lanes;
+    struct lane lanes[MN_LANES_MAX];
+};
 
-static void owed_drop(struct mn_gen_server *server, struct owed *owed)
+static void owed_drop(struct lane *lane, struct owed *owed)
 {
-    server->by_slot[MN_FLOW_SLOT(owed->flow)] = NULL;
+    lane->by_slot[MN_FLOW_SLOT(owed->flow)] = NULL;
     *owed->from = owed->next;
     if (owed->next != NULL)
         owed->next->from = owed->from;
@@ -55,36 +47,25 @@ static void owed_drop(struct mn_gen_server *server, struct owed *owed)
     free(owed);
 }
 
-void mn_gen_server_free(struct mn_gen_server *server)
-{
-    if (server == NULL)
-        return;
-    while (server->owing != NULL)
-        owed_drop(server, server->owing);
-    free(server->by_slot);
-    gen_io_close(&server->io);
-    free(server);
-}
-
-static void fault_note(struct mn_gen_server *server, uint32_t flow, struct mn_msg_fault fault)
+static void fault_note(struct lane *lane, uint32_t flow, struct mn_msg_fault fault)
 {
     struct mn_app_flow_info info;
 
-    if (mn_app_flow_info(server->io.app, flow, &info) == 0) {
+    if (mn_app_flow_info(lane->io.app, flow, &info) == 0) {
         fault.peer_ip_be = htonl(info.remote_ip);
         fault.peer_port = info.remote_port;
     }
-    mn_fault_log_put(&server->faults, &fault);
+    mn_fault_log_put(lane->faults, &fault);
 }
 
 /* --- replies that have to wait ---------------------------------------------------------------- */
 
 /* What is owed to this very flow; what was owed to an earlier one in its slot is forgotten. */
-static struct owed *owed_find(struct mn_gen_server *server, uint32_t flow)
+static struct owed *owed_find(struct lane *lane, uint32_t flow)
 {
-    struct owed *owed = server->by_slot[MN_FLOW_SLOT(flow)];
+    struct owed *owed = lane->by_slot[MN_FLOW_SLOT(flow)];
     if (owed != NULL && owed->flow != flow) {
-        owed_drop(server, owed);
+        owed_drop(lane, owed);
         return NULL;
     }
     return owed;
@@ -105,27 +86,27 @@ static bool owed_grow(struct owed *owed)
     return true;
 }
 
-static struct owed *owed_new(struct mn_gen_server *server, uint32_t flow)
+static struct owed *owed_new(struct lane *lane, uint32_t flow)
 {
     struct owed *owed = calloc(1, sizeof(*owed));
     if (owed == NULL)
         return NULL;
     owed->flow = flow;
-    owed->next = server->owing;
-    owed->from = &server->owing;
+    owed->next = lane->owing;
+    owed->from = &lane->owing;
     if (owed->next != NULL)
         owed->next->from = &owed->next;
-    server->owing = owed;
-    server->by_slot[MN_FLOW_SLOT(flow)] = owed;
+    lane->owing = owed;
+    lane->by_slot[MN_FLOW_SLOT(flow)] = owed;
     return owed;
 }
 
 /* False when the peer has asked for too much, or memory is short. */
-static bool owed_put(struct mn_gen_server *server, uint32_t flow, uint64_t slot)
+static bool owed_put(struct lane *lane, uint32_t flow, uint64_t slot)
 {
-    struct owed *owed = owed_find(server, flow);
+    struct owed *owed = owed_find(lane, flow);
     if (owed == NULL)
-        owed = owed_new(server, flow);
+        owed = owed_new(lane, flow);
     if (owed == NULL || owed->count == MN_GEN_SERVER_OWED_MAX)
         return false;
     if (owed->count == owed->capacity && !owed_grow(owed))
@@ -134,32 +115,32 @@ static bool owed_put(struct mn_gen_server *server, uint32_t flow, uint64_t slot)
     return true;
 }
 
-static void reply_sent(struct mn_gen_server *server)
+static void reply_sent(struct lane *lane)
 {
-    server->stats->tx_msgs++;
-    server->stats->tx_bytes += server->io.msg_size;
+    lane->stats->tx_msgs++;
+    lane->stats->tx_bytes += lane->io.msg_size;
 }
 
 /* Sends what is owed and has room by now. Returns how many replies. */
-static uint32_t owed_send(struct mn_gen_server *server)
+static uint32_t owed_send(struct lane *lane)
 {
     uint32_t n = 0;
     struct owed *next;
-    for (struct owed *owed = server->owing; owed != NULL; owed = next) {
+    for (struct owed *owed = lane->owing; owed != NULL; owed = next) {
         int rc = 0;
         next = owed->next;
         while (owed->count > 0) {
-            rc = gen_io_send(&server->io, owed->flow, owed->slots[owed->head]);
+            rc = gen_io_send(&lane->io, owed->flow, owed->slots[owed->head]);
             if (rc != 0)
                 break;
             owed->head = (owed->head + 1) & (owed->capacity - 1);
             owed->count--;
-            reply_sent(server);
+            reply_sent(lane);
             n++;
         }
         /* Any other answer than "not now" means that the flow has ended. */
         if (rc != -EAGAIN)
-            owed_drop(server, owed);
+            owed_drop(lane, owed);
     }
     return n;
 }
@@ -167,30 +148,30 @@ static uint32_t owed_send(struct mn_gen_server *server)
 /* --- messages --------------------------------------------------------------------------------- */
 
 /* Ends a flow for what its peer did; its message at the head is taken off with it. */
-static void flow_end(struct mn_gen_server *server, uint32_t flow, uint32_t linger_ms,
+static void flow_end(struct lane *lane, uint32_t flow, uint32_t linger_ms,
                      struct mn_msg_fault fault)
 {
-    struct owed *owed = owed_find(server, flow);
+    struct owed *owed = owed_find(lane, flow);
 
-    fault_note(server, flow, fault);
+    fault_note(lane, flow, fault);
     if (owed != NULL)
-        owed_drop(server, owed);
-    mn_app_skip(server->io.app);
-    (void)mn_app_close_flow(server->io.app, flow, linger_ms);
+        owed_drop(lane, owed);
+    mn_app_skip(lane->io.app);
+    (void)mn_app_close_flow(lane->io.app, flow, linger_ms);
 }
 
 /* Answers one message. Returns false when its flow was ended. */
-static bool reply(struct mn_gen_server *server, uint32_t flow, uint64_t slot)
+static bool reply(struct lane *lane, uint32_t flow, uint64_t slot)
 {
     int rc = -EAGAIN;
 
     /* What waits already goes first. */
-    if (MN_LIKELY(server->owing == NULL) || owed_find(server, flow) == NULL)
-        rc = gen_io_send(&server->io, flow, slot);
+    if (MN_LIKELY(lane->owing == NULL) || owed_find(lane, flow) == NULL)
+        rc = gen_io_send(&lane->io, flow, slot);
     if (MN_LIKELY(rc == 0)) {
-        reply_sent(server);
-    } else if (rc == -EAGAIN && !owed_put(server, flow, slot)) {
-        flow_end(server, flow, 0, (struct mn_msg_fault){.kind = MN_MSG_FAULT_OWED});
+        reply_sent(lane);
+    } else if (rc == -EAGAIN && !owed_put(lane, flow, slot)) {
+        flow_end(lane, flow, 0, (struct mn_msg_fault){.kind = MN_MSG_FAULT_OWED});
         return false;
     }
     /* Otherwise the flow has ended: nobody waits for the reply. */
@@ -198,28 +179,28 @@ static bool reply(struct mn_gen_server *server, uint32_t flow, uint64_t slot)
 }
 
 /* One message or event; afterwards it is off the channel. */
-static void server_take(struct mn_gen_server *server, const struct mn_app_msg *head)
+static void take_one(struct lane *lane, const struct mn_app_msg *head)
 {
-    struct mn_msg_stats *stats = server->stats;
+    struct mn_msg_stats *stats = lane->stats;
     struct gen_msg msg;
 
     if (MN_UNLIKELY(head->status != 0)) {
-        flow_end(server, head->flow, 0,
+        flow_end(lane, head->flow, 0,
                  (struct mn_msg_fault){.kind = MN_MSG_FAULT_FLOW, .error = head->status});
         return;
     }
     if (MN_UNLIKELY(head->len < MN_MSG_HEADER_BYTES)) {
         /* What came before it is answered. */
-        flow_end(server, head->flow, MN_LINGER_DEFAULT,
+        flow_end(lane, head->flow, MN_LINGER_DEFAULT,
                  (struct mn_msg_fault){.kind = MN_MSG_FAULT_LENGTH, .length = head->len});
         return;
     }
-    gen_io_read(&server->io, head->len, &msg);
+    gen_io_read(&lane->io, head->len, &msg);
     stats->rx_msgs++;
     stats->rx_bytes += head->len;
     if (MN_UNLIKELY(msg.wrong_at != MN_MSG_MATCH)) {
         stats->payload_faults++;
-        fault_note(server, head->flow,
+        fault_note(lane, head->flow,
                    (struct mn_msg_fault){
                        .kind = MN_MSG_FAULT_PAYLOAD,
                        .length = head->len,
@@ -230,23 +211,22 @@ static void server_take(struct mn_gen_server *server, const struct mn_app_msg *h
                    });
     }
     /* The reply first: taking the last message off publishes it along with the buffer. */
-    if (reply(server, head->flow, msg.slot))
-        mn_app_skip(server->io.app);
+    if (reply(lane, head->flow, msg.slot))
+        mn_app_skip(lane->io.app);
 }
 
-static int server_turn(void *ctx)
+static int lane_turn(struct lane *lane)
 {
-    struct mn_gen_server *server = ctx;
-    struct mn_app *app = server->io.app;
+    struct mn_app *app = lane->io.app;
     struct mn_app_msg head;
-    uint32_t n = MN_UNLIKELY(server->owing != NULL) ? owed_send(server) : 0;
+    uint32_t n = MN_UNLIKELY(lane->owing != NULL) ? owed_send(lane) : 0;
     int rc = 0;
 
     for (uint32_t i = 0; i < GEN_TURN_MSGS; i++, n++) {
         rc = mn_app_peek(app, &head);
         if (rc <= 0)
             break;
-        server_take(server, &head);
+        take_one(lane, &head);
     }
     if (n > 0)
         mn_app_flush(app);
@@ -255,9 +235,61 @@ static int server_turn(void *ctx)
     return n > 0 ? GEN_WORKED : GEN_IDLE;
 }
 
+static int server_turn(void *ctx)
+{
+    struct mn_gen_server *server = ctx;
+    int found = GEN_IDLE;
+
+    for (uint32_t i = 0; i < server->n_lanes; i++) {
+        int rc = lane_turn(&server->lanes[i]);
+
+        if (MN_UNLIKELY(rc < 0))
+            return rc;
+        found |= rc;
+    }
+    return found;
+}
+
+struct mn_gen_server *mn_gen_server_new(const struct mn_gen_config *config,
+                                        struct mn_msg_stats *stats)
+{
+    struct mn_gen_server *server = calloc(1, sizeof(*server));
+    struct mn_app *app;
+
+    if (server == NULL)
+        return NULL;
+    while ((app = mn_chan_lane_app(config->chan, server->n_lanes)) != NULL) {
+        struct lane *lane = &server->lanes[server->n_lanes++];
+
+        lane->stats = stats;
+        lane->faults = &server->faults;
+        lane->by_slot = calloc(FLOW_SLOTS, sizeof(struct owed *));
+        if (gen_io_open(&lane->io, config, app) != 0 || lane->by_slot == NULL) {
+            mn_gen_server_free(server);
+            return NULL;
+        }
+    }
+    return server;
+}
+
+void mn_gen_server_free(struct mn_gen_server *server)
+{
+    if (server == NULL)
+        return;
+    for (uint32_t i = 0; i < server->n_lanes; i++) {
+        struct lane *lane = &server->lanes[i];
+
+        while (lane->owing != NULL)
+            owed_drop(lane, lane->owing);
+        free(lane->by_slot);
+        gen_io_close(&lane->io);
+    }
+    free(server);
+}
+
 int mn_gen_server_run(struct mn_gen_server *server, uint64_t until_ns, const volatile int *stop)
 {
-    int rc = gen_io_run(&server->io, server_turn, server, until_ns, stop);
+    int rc = gen_io_run(&server->lanes[0].io, server_turn, server, until_ns, stop);
     return rc < 0 ? rc : 0;
 }
 
@@ -278,5 +310,9 @@ uint64_t mn_gen_server_faults(const struct mn_gen_server *server)
 
 uint32_t mn_gen_server_open_conns(const struct mn_gen_server *server)
 {
-    return mn_app_flows(server->io.app, NULL, 0);
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < server->n_lanes; i++)
+        n += mn_app_flows(server->lanes[i].io.app, NULL, 0);
+    return n;
 }

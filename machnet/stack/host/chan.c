@@ -8,6 +8,21 @@ struct mn_app *mn_chan_app(struct mn_chan *c)
     return c->app;
 }
 
+struct mn_app *mn_chan_lane_app(struct mn_chan *c, uint32_t lane)
+{
+    return lane < c->n_lanes ? mn_chan_at(c, lane) : NULL;
+}
+
+struct mn_app *mn_chan_flow_lane(struct mn_chan *c, uint32_t *flow)
+{
+    return mn_chan_flow_app(c, flow);
+}
+
+void mn_chan_look(struct mn_chan *c)
+{
+    (void)mn_chan_hung_up(c);
+}
+
 uint32_t mn_chan_lane_no(const struct mn_chan *c)
 {
     return c->lane;

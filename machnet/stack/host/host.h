@@ -158,8 +158,15 @@ int mn_chan_open(struct mn_chan **out, struct mn_stack *s, const struct mn_chan_
 int mn_chan_close(struct mn_chan *c, uint32_t linger_ms);
 /* After mn_chan_close or the close of its stack; else nothing happens. NULL is fine. */
 void mn_chan_free(struct mn_chan *c);
-/* For loops in C that own the chan: no other call of this header meanwhile but mn_chan_wait. */
+/* For loops in C that own the chan: no other call of this header meanwhile but mn_chan_wait and
+ * mn_chan_look. mn_chan_app is that of lane 0; mn_chan_lane_app NULL where there is no such lane;
+ * mn_chan_flow_lane makes the flow's id what it is on its lane. */
 struct mn_app *mn_chan_app(struct mn_chan *c);
+struct mn_app *mn_chan_lane_app(struct mn_chan *c, uint32_t lane);
+struct mn_app *mn_chan_flow_lane(struct mn_chan *c, uint32_t *flow);
+/* For such a loop where it finds nothing: notices that the engines' process has ended, which its
+ * mn_app calls then say. Costs little when called often. */
+void mn_chan_look(struct mn_chan *c);
 uint32_t mn_chan_lane_no(const struct mn_chan *c);
 
 /*
