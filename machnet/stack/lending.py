@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
@@ -47,6 +48,7 @@ class Lent:
         self._native = native
         self._stacks = tuple(stacks)  # they must outlive the loan
         self._fds = fds
+        self._lock = threading.Lock()  # whoever ends it, and whoever asks, may be different threads
         self.settings = settings
         self.fds: list[int] = [fds.memfd, fds.wake, *list(fds.kick)[: fds.n_lanes]]
 
@@ -57,8 +59,9 @@ class Lent:
 
     def close_fds(self) -> None:
         """Close this process's copies of the application's descriptors."""
-        lib.mn_chan_fds_close(self._fds)
-        self.fds = []
+        with self._lock:
+            lib.mn_chan_fds_close(self._fds)
+            self.fds = []
 
     @property
     def dead(self) -> int:
@@ -66,9 +69,10 @@ class Lent:
 
         ``EPROTO``: its application broke the rules.
         """
-        if self._native is None:
-            return errno.EBADF
-        return abs(int(lib.mn_lent_dead(self._native)))
+        with self._lock:
+            if self._native is None:
+                return errno.EBADF
+            return abs(int(lib.mn_lent_dead(self._native)))
 
     def close(self, linger: float | None = None) -> None:
         """End the loan: the application is gone, or has to go.
@@ -79,15 +83,17 @@ class Lent:
             linger: Seconds until what is left of its flows is reset; None: the engine's
                 ``app_exit_linger_ms``; 0: reset them now.
         """
+        linger_ms = linger_to_ms(linger)
         self.close_fds()
-        if self._native is None:
-            return
-        rc = lib.mn_lent_close(self._native, linger_to_ms(linger))
-        if rc == -errno.EBUSY:
-            raise ConcurrentUseError("the stack is being stepped by another thread")
-        if rc < 0:
-            raise os_error(-rc, "ending the loan of a channel")
-        self._native = None
+        with self._lock:
+            if self._native is None:
+                return
+            rc = lib.mn_lent_close(self._native, linger_ms)
+            if rc == -errno.EBUSY:
+                raise ConcurrentUseError("the stack is being stepped by another thread")
+            if rc < 0:
+                raise os_error(-rc, "ending the loan of a channel")
+            self._native = None
 
     def __enter__(self) -> Lent:
         return self

@@ -102,12 +102,61 @@ def echo(channel: machnet.Channel, sock: socket.socket, port: str) -> None:
         channel.send(message.flow, message.data, timeout=None)
 
 
+def lender(sock: socket.socket) -> None:
+    """The other side: a stack with an echo application of its own, which lends one channel."""
+    from machnet.sim import Wire
+
+    with machnet.Stack(Wire(), ip=IP, thread=True) as stack:
+        lent = lend([stack], SMALL)
+        send_fds(sock, lent.fds)
+        lent.close_fds()
+        echo(stack.attach(), sock, "7000")
+
+
+class Lender:
+    """A process with a stack of its own, which has lent us a channel. A context manager.
+
+    Attributes:
+        fds: The channel's descriptors.
+    """
+
+    def __init__(self) -> None:
+        self.sock, theirs = socket.socketpair()
+        self.sock.settimeout(30)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, "lender", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+            )
+        self.fds = recv_fds(self.sock)
+        assert self.sock.recv(5, socket.MSG_WAITALL) == b"ready"
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def __enter__(self) -> Lender:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.kill()
+        self.sock.close()
+
+
 ROLES = {"echo": echo}
 
 
 def main() -> None:
     """Be the application that the command line asks for."""
     sock = socket.socket(fileno=int(sys.argv[2]))
+    if sys.argv[1] == "lender":
+        lender(sock)
     channel = attach_fds(recv_fds(sock))
     ROLES[sys.argv[1]](channel, sock, *sys.argv[3:])
 
