@@ -436,6 +436,14 @@ class Capture(Nic):
         """The clock of the inner NIC."""
         return self._inner.new_clock()
 
+    def shared_secret(self) -> bytes | None:
+        """That of the inner NIC."""
+        return self._inner.shared_secret()
+
+    def opened(self, native: Any) -> None:
+        """The inner NIC hears of it."""
+        self._inner.opened(native)
+
     def _release(self) -> None:
         lib.mn_capture_close(self._handle)
         rc = lib.mn_pcapng_close(self._writer)

@@ -33,7 +33,7 @@ def test_example(line: int, block: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_there_are_examples() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 def test_table_of_strings_has_every_driver() -> None:
