@@ -225,6 +225,8 @@ class ChannelMachine(RuleBasedStateMachine):
             assert rc == -errno.ENOTCONN
         elif flow.shut:
             assert rc == -errno.EPIPE
+        elif size == 0 and flow.proto == UDP:
+            assert rc == -errno.EINVAL
         elif max(1, -(-size // BUF)) * BUF <= room:
             assert rc == 0
             flow.sent.append(data)

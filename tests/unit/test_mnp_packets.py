@@ -351,6 +351,9 @@ class TestPlain:
             peer.put(DATA, peer.seq - 1, NO_ACK, flags=5, payload=b"x")
         assert len(peer.got()) == 1
         assert peer.stack.stats()["mnp_acks_withheld"] >= 4
+        peer.stack.advance(2000 * MS)
+        peer.put(DATA, peer.seq - 1, NO_ACK, flags=5, payload=b"x")
+        assert len(peer.got()) == 1  # what comes again so late shows that the others were lost
         peer.data(b"2", ahead=1)
         peer.data(b"3", ahead=2)
         peer.data(b"4", ahead=3)

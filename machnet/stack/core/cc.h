@@ -29,7 +29,7 @@ struct mn_cc {
     uint32_t mss;
     uint32_t initial_window;
     uint32_t acked; /* counted towards the next increase in congestion avoidance */
-    uint32_t priv[5];
+    uint32_t priv[6];
 };
 
 extern const struct mn_cc_ops mn_cc_reno;
@@ -38,6 +38,8 @@ extern const struct mn_cc_ops mn_cc_rate;
 /* mn_cc_rate: a round trip is over, in which so many bytes per least RTT have arrived. app_limited:
  * there could have been more. */
 void mn_cc_rate_round(struct mn_cc *cc, uint32_t bytes, bool app_limited);
+/* mn_cc_rate, before on_loss: does the RTT show a queue? */
+void mn_cc_rate_queue(struct mn_cc *cc, bool queue);
 
 /* initial_segments as in RFC 6928: at most 10, and no more than 14600 bytes or two segments. */
 static inline void mn_cc_init(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss,

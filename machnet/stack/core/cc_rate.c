@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Congestion control of the message protocol, in the manner of TCP Westwood: a loss takes the
- * window to what the path has been seen to carry in its least RTT, plus an eighth. A loss that no
- * queue has caused leaves it where it is; a queue is emptied.
+ * window to what the path has been seen to carry in its least RTT, plus an eighth: a queue is
+ * emptied. A loss without a queue takes an eighth at most.
  */
 #include "cc.h"
 
@@ -10,7 +10,7 @@
 #define FLOOR_PKT 2u
 
 /* Use of priv. */
-enum { BEST = 0, BEST_BEFORE = 1, ROUND = 2, LAST = 3, SLOW_LOSS = 4 };
+enum { BEST = 0, BEST_BEFORE = 1, ROUND = 2, LAST = 3, SLOW_LOSS = 4, QUEUE = 5 };
 
 static uint32_t carries(const struct mn_cc *cc)
 {
@@ -21,7 +21,12 @@ static uint32_t carries(const struct mn_cc *cc)
 
 static void settle(struct mn_cc *cc)
 {
-    cc->cwnd = mn_min_u32(cc->cwnd, carries(cc));
+    uint32_t least = mn_max_u32(cc->cwnd - cc->cwnd / 8, FLOOR_PKT * cc->mss);
+
+    if (cc->priv[QUEUE] != 0) {
+        least = 0;
+    }
+    cc->cwnd = mn_min_u32(cc->cwnd, mn_max_u32(carries(cc), least));
     cc->ssthresh = cc->cwnd;
     cc->acked = 0;
     cc->priv[SLOW_LOSS] = 0;
@@ -68,8 +73,8 @@ static void rate_on_ack(struct mn_cc *cc, uint32_t acked, uint32_t in_flight, ui
 
 static void rate_on_loss(struct mn_cc *cc, uint32_t in_flight)
 {
-    if (cc->cwnd < cc->ssthresh && in_flight <= 2 * carries(cc)) {
-        cc->priv[SLOW_LOSS] = 1; /* no queue to be seen: the next round trip decides */
+    if (cc->cwnd < cc->ssthresh && cc->priv[QUEUE] == 0 && in_flight <= 2 * carries(cc)) {
+        cc->priv[SLOW_LOSS] = 1; /* the next round trip decides */
         return;
     }
     settle(cc);
@@ -79,7 +84,7 @@ static void rate_on_rto(struct mn_cc *cc, uint32_t in_flight, bool first)
 {
     (void)in_flight;
     if (first) {
-        cc->ssthresh = carries(cc);
+        cc->ssthresh = mn_max_u32(carries(cc), cc->cwnd / 2);
     }
     cc->cwnd = cc->mss;
     cc->acked = 0;
@@ -90,6 +95,11 @@ static void rate_on_idle(struct mn_cc *cc)
 {
     cc->cwnd = mn_min_u32(cc->cwnd, cc->initial_window);
     cc->priv[BEST] = cc->priv[BEST_BEFORE] = cc->priv[ROUND] = cc->priv[LAST] = 0;
+}
+
+void mn_cc_rate_queue(struct mn_cc *cc, bool queue)
+{
+    cc->priv[QUEUE] = queue;
 }
 
 const struct mn_cc_ops mn_cc_rate = {

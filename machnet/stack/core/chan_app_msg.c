@@ -195,7 +195,10 @@ static inline int send_refused(const struct mn_app *a, const struct app_flow *f,
     if (MN_UNLIKELY(f == NULL)) {
         return -ENOTCONN;
     }
-    if (MN_UNLIKELY(app_is_stream(f) || (len == 0 && f->proto == MN_PROTO_UDP))) {
+    if (MN_UNLIKELY(app_is_stream(f))) {
+        return -EINVAL;
+    }
+    if (MN_UNLIKELY(len == 0 && f->proto == MN_PROTO_UDP && f->send_err == 0)) {
         return -EINVAL; /* that transport has no empty messages */
     }
     return f->send_err;

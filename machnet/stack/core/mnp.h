@@ -47,14 +47,15 @@ struct mn_mcb {
     bool rack_valid; /* rack_* say something */
     bool reordered;  /* packets overtake each other on this path */
     bool pto;        /* rtx_at is the time for a tail loss probe */
-    bool probed;     /* a tail loss probe is unanswered */
     bool heard_data; /* plain: the peer has sent DATA */
     bool slow_loss;  /* there was a loss in slow start */
     uint8_t grown;   /* plain: the message is over MN_LARGE_MSG_BYTES: GROW_* of mnp_lane.c */
     uint8_t acks_equal;
+    uint8_t probes;    /* tail loss probes that are unanswered */
     uint8_t ack_again; /* plain: how often the ACK of the handshake was repeated */
     uint16_t feats;
     uint32_t last_ack; /* plain: what the last ACK said */
+    uint64_t ack_ns;   /* and when */
     uint32_t wnd_ts;   /* timestamp of the packet that set snd_wnd */
     uint32_t wnd_edge; /* right edge of the window that was told last; it may go back */
 
@@ -68,6 +69,7 @@ struct mn_mcb {
     uint32_t high_sack; /* highest packet that was SACKed */
     /* RACK (RFC 8985): of the packets that have arrived, the one sent last. */
     uint32_t rack_us, rack_seq, rack_rtt_us;
+    uint64_t rto_at; /* when rtx_at, if it is the time for a probe, becomes the timeout */
     uint64_t reo_at; /* when the next packet counts as lost */
     uint32_t min_rtt_us, min_rtt_new_us;
     uint64_t min_rtt_at; /* when min_rtt_new_us takes over */

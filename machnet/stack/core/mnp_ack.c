@@ -3,6 +3,7 @@
  * how long it took, and what the path carries. */
 #include "engine_int.h"
 
+#define QUEUE_US   10u                /* a pass of the peer's more or less */
 #define MIN_RTT_NS (10 * MN_NS_PER_S) /* a path may have become longer */
 
 struct ack {
@@ -87,6 +88,9 @@ static void loss_found(struct mn_engine *e, struct mn_tcb *t)
     t->recovery = MN_REC_FAST;
     t->recover = t->snd_nxt;
     t->flags |= MN_TF_RTX_ONE;
+    /* Does a queue stand on the path? */
+    const struct mn_mcb *m = mn_mcb_of(e, t);
+    mn_cc_rate_queue(&t->cc, (t->srtt_us >> 3) > m->min_rtt_us + m->min_rtt_us / 4 + QUEUE_US);
     t->cc.ops->on_loss(&t->cc, mn_mnp_pipe(e, t) * t->mss);
 }
 
@@ -301,7 +305,7 @@ static bool progress(struct mn_engine *e, struct mn_tcb *t)
 
     mn_tcp_rtx_stop(t);
     t->backoff = 0;
-    m->probed = false;
+    m->probes = 0;
     if (t->user != NULL) {
         mn_mnp_acked(e, t);
     }

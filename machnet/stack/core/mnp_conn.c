@@ -7,6 +7,7 @@
 enum { USE_TS = 13 };
 
 #define SYN_ACK_RETRIES 8u
+#define PROBES_MAX      2u   /* as many tail loss probes before a timeout */
 #define PTO_SLACK_US    100u /* what an answer may take besides the way: a sleeper has to wake up */
 
 uint32_t mn_mnp_now_us(const struct mn_engine *e)
@@ -177,16 +178,15 @@ void mn_mnp_established(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_mark_dirty(e, t);
 }
 
-/* The timer for what is in flight: first a tail loss probe (RFC 8985, 7), if there is an RTT to go
- * by and none is unanswered, then the timeout. */
-void mn_mnp_rtx_arm(struct mn_engine *e, struct mn_tcb *t)
+/* The next tail loss probe, if one is to come before the timeout. */
+static void pto_arm(struct mn_engine *e, struct mn_tcb *t)
 {
     struct mn_mcb *m = mn_mcb_of(e, t);
     uint32_t srtt = t->srtt_us >> 3;
 
-    mn_tcp_rtx_arm(e, t);
     m->pto = false;
-    if (srtt != 0 && t->backoff == 0 && t->recovery == MN_REC_OPEN && !m->probed &&
+    m->rto_at = t->rtx_at;
+    if (srtt != 0 && t->backoff == 0 && t->recovery == MN_REC_OPEN && m->probes < PROBES_MAX &&
         t->state >= MN_TCP_ESTABLISHED && (t->flags & MN_TF_PERSIST) == 0) {
         uint64_t us = mn_max_u32(2 * srtt, srtt + t->rttvar_us) + PTO_SLACK_US;
         uint64_t at = e->now_ns + us * MN_NS_PER_US;
@@ -196,6 +196,14 @@ void mn_mnp_rtx_arm(struct mn_engine *e, struct mn_tcb *t)
             mn_tcp_timer_set(e, t, &t->rtx_at, at);
         }
     }
+}
+
+/* The timer for what is in flight: first tail loss probes (RFC 8985, 7), if there is an RTT to go
+ * by, then the timeout. */
+void mn_mnp_rtx_arm(struct mn_engine *e, struct mn_tcb *t)
+{
+    mn_tcp_rtx_arm(e, t);
+    pto_arm(e, t);
 }
 
 static bool syn_fire(struct mn_engine *e, struct mn_tcb *t)
@@ -255,7 +263,7 @@ static void timeout(struct mn_engine *e, struct mn_tcb *t)
     t->recover = t->snd_nxt;
     t->dupacks = 0;
     m->reo_at = 0;
-    m->probed = false;
+    m->probes = 0;
     t->flags |= MN_TF_RTX_ONE;
 }
 
@@ -279,9 +287,13 @@ static bool rtx_fire(struct mn_engine *e, struct mn_tcb *t)
         t->flags |= MN_TF_PERSIST | MN_TF_PROBE_NOW;
         t->backoff = (uint8_t)mn_min_u32(t->backoff + 1u, 32);
     } else if (m->pto) {
-        m->pto = false;
-        m->probed = true;
+        /* What it brings about does not put the timeout off. */
+        m->probes++;
         t->flags |= MN_TF_PROBE_NOW;
+        mn_tcp_timer_set(e, t, &t->rtx_at, m->rto_at);
+        pto_arm(e, t);
+        mn_tcp_mark_dirty(e, t);
+        return true;
     } else {
         timeout(e, t);
     }

@@ -2,6 +2,8 @@
 /* What a connection of the message protocol sends, and when. */
 #include "engine_int.h"
 
+#define ACK_LOST_NS (200 * MN_NS_PER_MS) /* far below the 2 s after which a C++ host repeats */
+
 #define HDRS (MN_ETH_HLEN + MN_IPV4_HLEN + MN_UDP_HLEN + MN_MNP_HLEN)
 
 struct way {
@@ -177,21 +179,23 @@ static void send_syn(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_rtx_arm(e, t);
 }
 
-/* Two equal ones end no C++ host; more do if it has nothing under way (docs/protocol.md). */
+/*
+ * Two equal ones end no C++ host; more do if it has nothing under way (docs/protocol.md). A packet
+ * that comes again so late was sent because the others were lost: it is as if there were none.
+ */
 static bool may_ack(struct mn_engine *e, const struct mn_tcb *t, struct mn_mcb *m)
 {
     if (m->ext) {
         return true;
     }
-    if (m->acks_equal > 0 && m->last_ack == t->rcv_nxt) {
-        if (m->acks_equal >= 2 && m->n_held == 0) {
-            e->stats.mnp_acks_withheld++;
-            return false;
-        }
-    } else {
+    if (m->last_ack != t->rcv_nxt || e->now_ns - m->ack_ns >= ACK_LOST_NS) {
         m->acks_equal = 0;
     }
-    return true;
+    if (m->acks_equal < 2 || m->n_held > 0) {
+        return true;
+    }
+    e->stats.mnp_acks_withheld++;
+    return false;
 }
 
 static bool send_ack_now(struct mn_engine *e, struct mn_tcb *t)
@@ -214,6 +218,7 @@ static bool send_ack_now(struct mn_engine *e, struct mn_tcb *t)
         m->acks_equal++;
     }
     m->last_ack = t->rcv_nxt;
+    m->ack_ns = e->now_ns;
     m->ts_pending = false;
     finish(e, pkt, &w, &r, 0, 0);
     return true;
@@ -311,7 +316,7 @@ static bool send_again(struct mn_engine *e, struct mn_tcb *t, uint32_t seq)
     s->state |= MN_MS_AGAIN;
     t->retransmits++;
     e->stats.mnp_retransmits++;
-    if (t->rtx_at == 0 || m->pto) {
+    if (t->rtx_at == 0 || (m->pto && m->probes == 0)) {
         mn_mnp_rtx_arm(e, t);
     }
     return true;
@@ -359,7 +364,7 @@ static bool send_new(struct mn_engine *e, struct mn_tcb *t)
     }
     (void)transmit(e, t, t->snd_nxt, pkt);
     t->snd_nxt++;
-    if (t->rtx_at == 0 || m->pto) {
+    if (t->rtx_at == 0 || (m->pto && m->probes == 0)) {
         mn_mnp_rtx_arm(e, t);
     }
     return true;
