@@ -84,8 +84,8 @@ export class Channel {
 
   /**
    * Sends a message and never blocks: the data is copied. Returns its number, unique in the channel.
-   * EAGAIN: no room now, nothing was sent; EMSGSIZE: it can never fit; ENOTCONN, or the errno with
-   * which the flow has ended; EPIPE: the sidecar is gone.
+   * EAGAIN: no room now, nothing was sent; EMSGSIZE: it can never fit; EINVAL: it is empty, over udp;
+   * ENOTCONN, or the errno with which the flow has ended; EPIPE: the sidecar is gone.
    */
   send(flow: Flow, data: Data): bigint;
 

@@ -239,8 +239,8 @@ namespace Machnet
 
         /// <summary>
         /// Sends a message and never blocks: the data is copied. Returns its number, unique in the channel.
-        /// EAGAIN: no room now, nothing was sent; EMSGSIZE: it can never fit; ENOTCONN, or the errno with
-        /// which the flow has ended; EPIPE: the sidecar is gone.
+        /// EAGAIN: no room now, nothing was sent; EMSGSIZE: it can never fit; EINVAL: it is empty, over Udp;
+        /// ENOTCONN, or the errno with which the flow has ended; EPIPE: the sidecar is gone.
         /// </summary>
         public ulong Send(Flow flow, byte[] data)
         {

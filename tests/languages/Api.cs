@@ -93,7 +93,7 @@ internal static class Api
         Pair((server, client, flow) =>
         {
             var ids = new HashSet<ulong>();
-            foreach (int size in new[] { 1, 0, 64, 65536, 65537, 8 * 1024 * 1024, 3 })
+            foreach (int size in new[] { 1, 2, 64, 65536, 65537, 8 * 1024 * 1024, 3 })
             {
                 var data = new byte[size];
                 for (int i = 0; i < size; i += 4099)
@@ -110,6 +110,15 @@ internal static class Api
                 Hold(message.Flow.Equals(flow), message.Flow + " is " + flow);
             }
             Hold(ids.Count == 7 && !ids.Contains(0), "numbers are unique and never 0");
+            if (protocol == Protocol.Udp)
+            {
+                Fails("EINVAL", () => client.Send(flow, new byte[0]));
+            }
+            else
+            {
+                client.Send(flow, new byte[0]);
+                Hold(server.Receive(Patience).Data.Length == 0, "an empty message");
+            }
             client.Send(flow, new ArraySegment<byte>(Encoding.ASCII.GetBytes("part of it"), 5, 2));
             Hold(Encoding.ASCII.GetString(server.Receive(Patience).Data) == "of", "a part of an array");
         });

@@ -17,7 +17,7 @@ import pytest
 from machnet.cli.paths import include_dir, lib_dir
 
 #: What every test goes through.
-PROTOCOLS = ("tcp",)
+PROTOCOLS = ("udp", "tcp")
 #: How long a program may take to do what it is waited for, in seconds.
 PATIENCE_S = 60.0
 #: The sanitizers watch our code only: compilers and npm do without them.
