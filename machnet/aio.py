@@ -190,8 +190,18 @@ class Channel:
         self.close()
 
 
-def attach(stack: Stack, **settings: int) -> Channel:
-    """A new channel of a stack, for the running loop; arguments as for `machnet.Stack.attach`."""
+def attach(stack: Stack | None = None, **settings: Any) -> Channel:
+    """A new channel for the running loop.
+
+    Args:
+        stack: Whose; None: of the sidecar, as `machnet.attach` has it.
+        settings: Fields of `machnet.config.ChannelSettings`; of a sidecar also what else
+            `machnet.attach` takes.
+    """
+    if stack is None:
+        from machnet.attach import attach as attach_to_sidecar
+
+        return Channel(attach_to_sidecar(**settings))
     return Channel(stack.attach(**settings))
 
 
