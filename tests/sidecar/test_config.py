@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from machnet.sidecar.config import (
     Config,
     ConfigError,
     Controller,
+    NicConfig,
+    Quotas,
     changes,
     load_config,
     parse_config,
@@ -291,3 +294,24 @@ def test_a_file_is_loaded(tmp_path: Path) -> None:
     file = tmp_path / "machnet.json"
     file.write_text(text())
     assert isinstance(load_config(file), Config)
+
+
+# ---- the documentation -------------------------------------------------------------------------------
+
+
+def test_the_page_has_every_key_with_its_default(repo: Path) -> None:
+    page = (repo / "docs" / "sidecar.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w.]+)` \|\s*([^|]*?)\s*\|", page, re.MULTILINE))
+    quotas = {f"quotas.{name}" for name in Quotas.__struct_fields__}
+    names = {*NicConfig.__struct_fields__, *Controller.__struct_fields__, *quotas}
+    assert rows.keys() == names - {"mac", "quotas"}
+    for name in ("channels_max", "connections_max", "connections_per_user_max", "flows_max"):
+        assert rows[f"quotas.{name}"] == str(getattr(Quotas(), name))
+    assert rows["drain_ms"] == str(Controller().drain_ms)
+
+
+def test_the_pages_example_is_right(repo: Path) -> None:
+    page = (repo / "docs" / "sidecar.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    example = example.replace("alice", "root").replace('"0x1"', f'"{2 ** min(os.sched_getaffinity(0)):#x}"')  # fmt: skip
+    assert parse_config(example).nics[0].nic == "tap:mn0"
