@@ -11,7 +11,7 @@ import pytest
 from language_kit import PROTOCOLS, Program, run
 from sidecar import Sidecar
 
-LANGUAGES = ("c", "js", "csharp")
+LANGUAGES = ("c", "python", "js", "csharp")
 PAIRS = list(itertools.product(LANGUAGES, repeat=2))
 Command = Callable[[str], list[str | Path]]
 
@@ -62,3 +62,34 @@ def test_each_language_says_hello_to_each(
         client_at=first if same else second,
         env={**shim_env, "MACHNET_PROTOCOL": protocol},
     )
+
+
+def test_python_without_a_sidecar_says_where_it_looked(
+    hello: Command, shim_env: dict[str, str], tmp_path: Path
+) -> None:
+    socket = str(tmp_path / "none.sock")
+    status, out, err = run(
+        [*hello("python"), "--local", "10.0.0.1"], {**shim_env, "MACHNET_SOCKET": socket}
+    )
+    assert (status, out) == (1, "")
+    assert err.startswith("hello_world: ")
+    assert socket in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.plain_only
+@pytest.mark.parametrize(
+    ("args", "complaint"),
+    [
+        ([], "--local"),
+        (["--local", "10.0.0.300"], "'10.0.0.300'"),
+        (["--local", "10.0.0.1", "--port", "0"], "from 1 to 65535, not '0'"),
+        (["--local", "10.0.0.1", "--protocol", "sctp"], "'sctp'"),
+    ],
+)
+def test_python_with_wrong_arguments_is_status_2(
+    hello: Command, args: list[str], complaint: str
+) -> None:
+    status, out, err = run([*hello("python"), *args], {})
+    assert (status, out) == (2, "")
+    assert complaint in err.splitlines()[-1]
