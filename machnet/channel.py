@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
 from machnet.errors import flow_error, os_error
+from machnet.stack.batches import Batches
 from machnet.stack.chanbase import OF_STEPPING, ChannelBase, linger_to_ms, seconds
 from machnet.stack.flows import Flow, Listener, Message
 from machnet.stack.names import parse_ip, parse_port, parse_protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from machnet.config import ChannelSettings
     from machnet.stack.lending import RemoteStack
     from machnet.stack.stack import Stack, StackCore
@@ -58,6 +61,7 @@ class Channel(ChannelBase):
         self._size = _RECV_BYTES
         self._flows_max = settings.flows_max * lanes
         self._event = ffi.new("struct mn_chan_event *")
+        self._batches = Batches(self)
         self._flows: dict[int, Flow] = {}
         self._slots: dict[int, int] = {}
         self._listeners: dict[int, Listener] = {}
@@ -331,6 +335,45 @@ class Channel(ChannelBase):
         if n < 0:
             self._fail(n, "recv")
         return Message(ffi.buffer(buf, n & _LEN_MASK)[:], self._flow(n >> _LEN_BITS))
+
+    def send_many(
+        self,
+        flow: Flow,
+        messages: Sequence[bytes | bytearray | memoryview],
+        timeout: float | None = 0.0,
+    ) -> int:
+        """Send several messages on one flow, for less than `send` costs for each of them.
+
+        Args:
+            flow: Where to: not a stream.
+            messages: Bytes of each one.
+            timeout: Seconds to wait for room for the first one, as for `send`.
+
+        Returns:
+            How many were taken, from the first one on: at least one (if there is one).
+
+        Raises:
+            BlockingIOError, OSError, FlowError: As `send`, for the first message.
+        """
+        if flow.channel is not self:
+            raise ValueError(f"{flow} belongs to another channel")
+        return self._batches.send(flow, messages, timeout)
+
+    def recv_many(self, limit: int = 256, timeout: float | None = None) -> list[Message]:
+        """The next messages of any flows, for less than `recv` costs for each of them.
+
+        Args:
+            limit: At most so many, 1 to 256.
+            timeout: Seconds to wait for the first one; None: for ever; 0: only look.
+
+        Returns:
+            At least one; all that are there, up to ``limit`` and 64 KiB of data.
+
+        Raises:
+            TimeoutError: There was none in time.
+            FlowError: As `recv`: the end of a flow is raised when it comes first.
+        """
+        return self._batches.recv(limit, timeout)
 
     def read(self, flow: Flow, size: int = 65536, timeout: float | None = None) -> bytes:
         """Bytes of a stream flow.

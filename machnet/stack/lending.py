@@ -147,6 +147,8 @@ class RemoteStack:
 
     #: Stepped by nobody in this process.
     clock: Clock | None = None
+    #: There is no engine in this process.
+    native: Any = ffi.NULL
 
     def __init__(self, ip: str, name: str = "a sidecar") -> None:
         self.ip = ip

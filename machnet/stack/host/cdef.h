@@ -117,6 +117,14 @@ struct mn_chan_event {
 int mn_chan_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len);
 
 int64_t mn_chan_recv(struct mn_chan *c, void *buf, uint64_t size, struct mn_chan_event *event);
+int64_t mn_chan_send_many(struct mn_chan *c, uint32_t flow, const void *buf, const uint32_t *lens,
+                          uint32_t n);
+struct mn_chan_got {
+    uint32_t flow;
+    uint32_t len;
+};
+int64_t mn_chan_recv_many(struct mn_chan *c, void *buf, uint64_t size, struct mn_chan_got *got,
+                          uint32_t n, struct mn_chan_event *event);
 int64_t mn_chan_stream_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len,
                             uint32_t flags);
 int64_t mn_chan_stream_recv(struct mn_chan *c, uint32_t flow, void *buf, uint64_t size,

@@ -374,6 +374,68 @@ int64_t mn_chan_recv(struct mn_chan *c, void *buf, uint64_t size, struct mn_chan
     return rc;
 }
 
+int64_t mn_chan_send_many(struct mn_chan *c, uint32_t flow, const void *buf, const uint32_t *lens,
+                          uint32_t n)
+{
+    int rc = mn_chan_enter(c);
+    const uint8_t *at = buf;
+    uint32_t id = flow, done = 0;
+    struct mn_app *app;
+
+    if (rc < 0) {
+        return rc;
+    }
+    app = mn_chan_flow_app(c, &id);
+    (void)mn_app_poll(app); /* the end of the flow may have been announced */
+    while (done < n) {
+        rc = mn_app_send_nopub(app, id, at, lens[done]);
+        if (rc < 0) {
+            break;
+        }
+        if (is_tapped(c)) {
+            tell_given(c, flow, at, lens[done]);
+        }
+        at += lens[done++];
+    }
+    mn_app_flush(app);
+    if (rc == -EAGAIN && done == 0 && mn_chan_hung_up(c)) {
+        rc = -EPIPE;
+    }
+    mn_chan_leave(c);
+    return done > 0 || n == 0 ? (int64_t)done : rc;
+}
+
+int64_t mn_chan_recv_many(struct mn_chan *c, void *buf, uint64_t size, struct mn_chan_got *got,
+                          uint32_t n, struct mn_chan_event *event)
+{
+    int64_t rc = mn_chan_enter(c);
+    struct mn_app_msg msg;
+    struct mn_app *app;
+    uint8_t *to = buf;
+    uint32_t done = 0;
+
+    if (rc < 0) {
+        return rc;
+    }
+    while (done < n) {
+        do {
+            rc = chan_peek(c, &app, &msg);
+        } while (rc == 0 && done == 0 && mn_chan_look_again(c));
+        if (rc != 1 || (done > 0 && (msg.status != 0 || msg.len > size))) {
+            break;
+        }
+        rc = chan_recv_head(c, app, &msg, to, size, event);
+        if (rc < 0) {
+            break;
+        }
+        got[done++] = (struct mn_chan_got){.flow = msg.flow, .len = msg.len};
+        to += msg.len;
+        size -= msg.len;
+    }
+    mn_chan_leave(c);
+    return done > 0 ? (int64_t)done : rc == 0 ? -EAGAIN : rc;
+}
+
 int64_t mn_chan_stream_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len,
                             uint32_t flags)
 {

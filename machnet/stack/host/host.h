@@ -250,6 +250,18 @@ int mn_chan_send_open(struct mn_chan *c, uint32_t flow, const void *buf, uint64_
 /* flow << MN_CHAN_LEN_BITS | bytes; -EAGAIN; -EMSGSIZE (it stays); MN_CHAN_EVENT; -EPIPE; -EBUSY.
  */
 int64_t mn_chan_recv(struct mn_chan *c, void *buf, uint64_t size, struct mn_chan_event *event);
+/* n messages that lie behind each other in buf: how many were taken, in order (> 0 unless n is 0);
+ * when the first was not, what mn_chan_send says of it. One wake-up for all. */
+int64_t mn_chan_send_many(struct mn_chan *c, uint32_t flow, const void *buf, const uint32_t *lens,
+                          uint32_t n);
+struct mn_chan_got {
+    uint32_t flow;
+    uint32_t len;
+};
+/* Up to n messages, behind each other in buf, as many as fit there and lie before the end of a
+ * flow: how many; or what mn_chan_recv says when there is none. */
+int64_t mn_chan_recv_many(struct mn_chan *c, void *buf, uint64_t size, struct mn_chan_got *got,
+                          uint32_t n, struct mn_chan_event *event);
 int64_t mn_chan_stream_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len,
                             uint32_t flags);
 int64_t mn_chan_stream_recv(struct mn_chan *c, uint32_t flow, void *buf, uint64_t size,
