@@ -25,7 +25,15 @@ def test_what_the_wrapper_can_do(
     sidecar = sidecars[0]
     base = {"udp": 32100, "tcp": 32200}[protocol]
     status, out, err = run(
-        ["node", HERE / "api.js", js / "machnet.js", sidecar.ip, protocol, str(base)],
+        [
+            "node",
+            "--test-reporter=tap",
+            HERE / "api.js",
+            js / "machnet.js",
+            sidecar.ip,
+            protocol,
+            str(base),
+        ],
         {**shim_env, "MACHNET_SOCKET": sidecar.socket},
     )
     assert status == 0, out + err
