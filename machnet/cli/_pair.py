@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One measurement of the demo: a server and a client as processes of their own, on a fresh link."""
+"""One measurement of the demo: a server and a client as processes of their own, and their sidecars."""
 
 from __future__ import annotations
 
@@ -11,43 +11,47 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import machnet
+from machnet.cli._demo_sidecar import PATIENCE_S, DemoSidecar, PairError, bridge, pinned
 from machnet.sim.kernel_host import KernelHost
 
-KERNEL_IP, MACHNET_IP = "10.0.0.1", "10.0.0.2"
+#: The kernel's address and the sidecar's, of experiments 1 and 3.
+SERVER_IPS, CLIENT_IPS = ("10.0.0.1", "10.0.0.2"), ("10.0.3.1", "10.0.3.2")
 VETH_IPS = ("10.0.1.1", "10.0.1.2")
+#: Client's and server's sidecar of experiment 2.
+PAIR_IPS = ("10.0.2.1", "10.0.2.2")
 PERCENTILES = ("p50", "p99", "p99.9")
-#: How long a process may take to start, or to end, in seconds.
-PATIENCE_S = 60.0
-
 _MODULES = {"posix": "machnet.cli.tcp_msg_gen", "machnet": "machnet.cli.msg_gen"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: experiment 1 or 3 of the guide, or 0 with the kernel at both ends."""
+    """What is measured: an experiment of the guide, or 0 with the kernel at both ends."""
 
     experiment: int
     msg_size: int
     msg_window: int
+    protocol: str = "tcp"
 
     @property
     def client(self) -> str:
         """``posix`` or ``machnet``."""
-        return "machnet" if self.experiment == 3 else "posix"
+        return "machnet" if self.experiment in {2, 3} else "posix"
 
     @property
     def server(self) -> str:
         """``posix`` or ``machnet``."""
-        return "machnet" if self.experiment == 1 else "posix"
+        return "machnet" if self.experiment in {1, 2} else "posix"
 
     def __str__(self) -> str:
         what = f"experiment {self.experiment}" if self.experiment else "kernel at both ends"
+        if self.experiment == 2:
+            what += f" over {self.protocol}"
         return f"{what}, {self.msg_size} bytes, window {self.msg_window}"
 
 
@@ -66,7 +70,7 @@ class Outcome:
         """Return the figures; ``error`` is left out when there was none."""
         return {
             "experiment": self.case.experiment,
-            "protocol": "tcp",
+            "protocol": self.case.protocol,
             "client": self.case.client,
             "server": self.case.server,
             "msg_size": self.case.msg_size,
@@ -113,38 +117,17 @@ class Placement:
         return [f"--poll={self.poll}", *([] if apart else ["--spin_us=0"])]
 
 
-class PairError(Exception):
-    """A measurement could not be made; the message says why."""
-
-
-@contextlib.contextmanager
-def _pinned(cpu: int | None) -> Iterator[None]:
-    """Let processes that are started meanwhile run on one CPU only."""
-    if cpu is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 class _Child:
     """A message generator that is running; leaving the context ends it."""
 
-    def __init__(
-        self, host: KernelHost, kind: str, flags: Sequence[str], cpu: int | None, fds: Sequence[int]
-    ) -> None:
+    def __init__(self, host: KernelHost, kind: str, flags: Sequence[str], cpu: int | None) -> None:
         command = [sys.executable, "-m", _MODULES[kind], "--json", "--verify", *flags]
-        with _pinned(cpu):
+        with pinned(cpu):
             # -m looks into the working directory first: not into a checkout, when this is a wheel.
             self._process: subprocess.Popen[bytes] = host.popen(
                 command,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=fds,
                 cwd=Path(machnet.__file__).resolve().parent.parent,
             )
         self._said = b""
@@ -202,7 +185,10 @@ class _Child:
 
 
 class Lab:
-    """The hosts between which pairs are measured. A context manager.
+    """The hosts between which pairs are measured, and the sidecars. A context manager.
+
+    A sidecar is started when it is needed first, and stays until the end: one for experiment 1 and one for
+    3, on TAPs whose other ends are the kernel's, and two on TAPs that are bridged, for experiment 2.
 
     Args:
         seconds: How long each measurement takes.
@@ -216,6 +202,8 @@ class Lab:
         self._seconds = seconds
         self._placement = placement
         self._cleanup = contextlib.ExitStack()
+        self._sidecars: dict[str, DemoSidecar] = {}
+        self._fds: dict[str, int] = {}
 
     def __enter__(self) -> Lab:
         with contextlib.ExitStack() as cleanup:
@@ -226,7 +214,44 @@ class Lab:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._cleanup.close()
+        try:
+            self._end_sidecars()
+        finally:
+            self._cleanup.close()
+
+    def _end_sidecars(self) -> None:
+        with contextlib.ExitStack() as cleanup:
+            for sidecar in self._sidecars.values():
+                cleanup.callback(sidecar.close)
+            for fd in self._fds.values():
+                cleanup.callback(os.close, fd)
+            self._sidecars, self._fds = {}, {}
+
+    def _sidecar(self, name: str, ip: str, cpu: int | None, kernel_ip: str | None) -> DemoSidecar:
+        if name not in self._fds:
+            self._fds[name] = self._near.open_tap(name, kernel_ip=kernel_ip)
+        sidecar = self._sidecars.get(name)
+        if sidecar is None:
+            sidecar = DemoSidecar(self._near, self._fds[name], ip, self._placement.poll, cpu)
+            self._sidecars[name] = sidecar
+        return sidecar
+
+    def _alone(self, case: Case) -> DemoSidecar:
+        """The sidecar of experiments 1 and 3, on its application's CPU."""
+        if case.server == "machnet":
+            kernel_ip, ip = SERVER_IPS
+            return self._sidecar("mnserver", ip, self._placement.server_cpu, f"{kernel_ip}/24")
+        kernel_ip, ip = CLIENT_IPS
+        return self._sidecar("mnclient", ip, self._placement.client_cpu, f"{kernel_ip}/24")
+
+    def _pair(self) -> tuple[DemoSidecar, DemoSidecar]:
+        """Both sidecars of experiment 2."""
+        fresh = "mna" not in self._fds
+        near = self._sidecar("mna", PAIR_IPS[0], self._placement.client_cpu, None)
+        far = self._sidecar("mnb", PAIR_IPS[1], self._placement.server_cpu, None)
+        if fresh:
+            bridge(self._near, ("mna", "mnb"))
+        return near, far
 
     def measure(self, case: Case) -> Outcome:
         """Run one pair to its end. What goes wrong is part of the outcome."""
@@ -235,40 +260,52 @@ class Lab:
             with contextlib.ExitStack() as cleanup:
                 client, server = self._run(case, cleanup)
         except PairError as error:
+            # Whatever it was, the next measurement does not inherit it.
+            self._end_sidecars()
             seconds = time.monotonic() - began
             return Outcome(case, seconds, 0.0, dict.fromkeys(PERCENTILES), 1, str(error))
         return judge(case, client, server)
+
+    def _ends(self, case: Case) -> tuple[list[str], list[str], KernelHost, str]:
+        """Flags of the client and of the server, the server's host and its address."""
+        if case.experiment == 0:
+            return [], [], self._far, VETH_IPS[1]
+        if case.experiment == 2:
+            near, far = self._pair()
+            return _attached(near, case), _attached(far, case), self._near, far.ip
+        sidecar = self._alone(case)
+        flags = _attached(sidecar, case)
+        if case.server == "machnet":
+            return [], flags, self._near, sidecar.ip
+        return flags, [], self._near, CLIENT_IPS[0]
 
     def _run(
         self, case: Case, cleanup: contextlib.ExitStack
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         common = [f"--msg_size={case.msg_size}", *self._placement.flags()]
-        to_machnet: list[str] = []
-        fds: list[int] = []
-        server_host, server_ip = self._near, KERNEL_IP
-        if case.experiment == 0:
-            server_host, server_ip = self._far, VETH_IPS[1]
-        else:
-            # A device of its own for each run: no frame of the last one is left in it.
-            fds = [self._near.open_tap("mn0", kernel_ip=f"{KERNEL_IP}/24")]
-            cleanup.callback(os.close, fds[0])
-            to_machnet = ["--protocol=tcp", f"--local_ip={MACHNET_IP}/24", f"--nic=tap:fd={fds[0]}"]
-            if case.server == "machnet":
-                server_ip = MACHNET_IP
-        flags = [*common, *(to_machnet if case.server == "machnet" else [])]
+        client_flags, server_flags, server_host, server_ip = self._ends(case)
         server = cleanup.enter_context(
-            _Child(server_host, case.server, flags, self._placement.server_cpu, fds)
+            _Child(server_host, case.server, [*common, *server_flags], self._placement.server_cpu)
         )
         server.wait_line(b"[LISTENING]")
-        flags = [*common, *(to_machnet if case.client == "machnet" else [])]
+        flags = [*common, *client_flags]
         flags += [f"--msg_window={case.msg_window}", f"--duration={self._seconds}"]
         flags.append(f"--remote_ip={server_ip}")
         client = cleanup.enter_context(
-            _Child(self._near, case.client, flags, self._placement.client_cpu, fds)
+            _Child(self._near, case.client, flags, self._placement.client_cpu)
         )
         client_result = client.result(self._seconds + PATIENCE_S)
         server.interrupt()
         return client_result, server.result(PATIENCE_S)
+
+
+def _attached(sidecar: DemoSidecar, case: Case) -> list[str]:
+    """Flags of a ``msg_gen`` that attaches to a sidecar."""
+    return [
+        f"--protocol={case.protocol}",
+        f"--local_ip={sidecar.ip}",
+        f"--socket={sidecar.socket}",
+    ]
 
 
 def judge(case: Case, client: dict[str, Any], server: dict[str, Any]) -> Outcome:

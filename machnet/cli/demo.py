@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """``machnet demo``: message rates between machnet and Linux's own TCP, on this machine, now.
 
-Each message generator is a process of its own. Machnet's end is a TAP device whose other end is an
-interface of a Linux host (a network namespace); for scale, the same between two such hosts over a
-veth, with the kernel's TCP at both ends.
+Every role is a process of its own: message generators attach to sidecars, each of which has a TAP
+device. Its other end is an interface of a Linux host (a network namespace), or, between two sidecars, a bridge
+there; for scale, the same between two such hosts over a veth, with the kernel's TCP at both ends.
 """
 
 from __future__ import annotations
@@ -29,12 +29,19 @@ from machnet.sim.kernel_host import KernelHost, KernelHostError
 
 SIZES = (64, 1024)
 WINDOWS = (1, 8, 32)
-EXPERIMENTS = (1, 3)
+EXPERIMENTS = (1, 2, 3)
+#: Transports of experiment 2.
+PROTOCOLS = ("tcp", "udp")
 SECONDS_MAX = 5.0
 #: Exit status where the machine does not permit the demo.
 EXIT_UNAVAILABLE = 3
 
-_NAMES = {0: "kernel -> kernel", 1: "kernel -> machnet", 3: "machnet -> kernel"}
+_NAMES = {
+    0: "kernel -> kernel",
+    1: "kernel -> machnet",
+    2: "machnet -> machnet",
+    3: "machnet -> kernel",
+}
 
 
 class _Terminated(BaseException):
@@ -93,10 +100,17 @@ def plan(
     windows: tuple[int, ...],
     *,
     baseline: bool,
+    protocols: tuple[str, ...] = PROTOCOLS,
 ) -> list[Case]:
     """Return the cases in the order in which they are run: what is compared, one after another."""
     kinds = ((0,) if baseline else ()) + experiments
-    return [Case(kind, size, window) for size in sizes for window in windows for kind in kinds]
+    return [
+        Case(kind, size, window, protocol)
+        for size in sizes
+        for window in windows
+        for kind in kinds
+        for protocol in (protocols if kind == 2 else ("tcp",))
+    ]
 
 
 def machine_facts(placement: Placement) -> dict[str, Any]:
@@ -126,8 +140,9 @@ def _print_table(outcomes: list[Outcome], machine: dict[str, Any]) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     table = Table(
-        title="Request-reply over TCP, payloads checked; round-trip times in us",
-        caption=f"Experiment 1: kernel -> machnet, 3: machnet -> kernel. {machine['cpu']}, "
+        title="Request-reply, payloads checked; round-trip times in us",
+        caption=f"Experiment 1: kernel -> machnet, 2: machnet -> machnet, 3: machnet -> kernel. "
+        f"udp is Machnet's own transport. {machine['cpu']}, "
         f"Linux {machine['kernel']}, {machine['poll']} polling.",
         box=SIMPLE_HEAD,
         padding=0,
@@ -151,7 +166,7 @@ def _print_table(outcomes: list[Outcome], machine: dict[str, Any]) -> None:
         table.add_row(
             str(case.msg_size) if first else "",
             str(case.msg_window) if first else "",
-            _NAMES[case.experiment],
+            f"{_NAMES[case.experiment]}, {case.protocol}",
             f"{outcome.msgs_per_s:,.0f}",
             f"{outcome.msgs_per_s / scale:.2f} x" if compared else "",
             *(_number(outcome.latency_us[name]) for name in PERCENTILES),
@@ -210,7 +225,7 @@ class _DemoSeconds(Seconds):
         return seconds
 
 
-def _several(name: str, kind: Any, default: tuple[int, ...], what: str) -> Callable[[Any], Any]:
+def _several(name: str, kind: Any, default: tuple[Any, ...], what: str) -> Callable[[Any], Any]:
     return click.option(
         name,
         name.lstrip("-") + "s",
@@ -225,9 +240,10 @@ def _several(name: str, kind: Any, default: tuple[int, ...], what: str) -> Calla
 @click.command(
     cls=GflagsCommand, name="demo", context_settings={"help_option_names": ["-h", "--help"]}
 )
-@_several("--experiment", click.Choice([1, 3]), EXPERIMENTS, "Experiment of the TCP guide")
+@_several("--experiment", click.Choice([1, 2, 3]), EXPERIMENTS, "Experiment of the TCP guide")
 @_several("--size", Integer(9, MSG_SIZE_MAX, "bytes"), SIZES, "Payload bytes of each message")
 @_several("--window", Integer(1, MSG_WINDOW_MAX, "messages"), WINDOWS, "Messages in flight")
+@_several("--protocol", click.Choice(["tcp", "udp"]), PROTOCOLS, "Transport of experiment 2")
 @click.option(
     "--seconds",
     type=_DemoSeconds(),
@@ -261,6 +277,7 @@ def main(
     experiments: tuple[int, ...],
     sizes: tuple[int, ...],
     windows: tuple[int, ...],
+    protocols: tuple[str, ...],
     seconds: float,
     baseline: bool,
     client_cpu: int | None,
@@ -270,8 +287,9 @@ def main(
 ) -> None:
     """Measure message rates and round-trip times between machnet and Linux's own TCP.
 
-    Experiment 1 is a client over POSIX sockets (tcp_msg_gen) and a machnet server (msg_gen),
-    experiment 3 a machnet client and a server over POSIX sockets. Each is a process; each payload
+    Experiment 1 is a client over POSIX sockets (tcp_msg_gen) and a machnet server (msg_gen with its
+    sidecar), experiment 3 a machnet client and a server over POSIX sockets, experiment 2 machnet on both
+    ends, with a sidecar each, over TCP and over Machnet's own transport. Each is a process; each payload
     is checked on both ends. Where there are two CPUs, each end runs on one of its own.
 
     Needs a TAP device in a network namespace: root, or a user for whom user namespaces and
@@ -288,7 +306,7 @@ def main(
         placement = Placement.choose(client_cpu, server_cpu, poll)
     except ValueError as error:
         raise click.UsageError(f"{error}.", ctx) from error
-    cases = plan(experiments, sizes, windows, baseline=baseline)
+    cases = plan(experiments, sizes, windows, baseline=baseline, protocols=protocols)
     machine = machine_facts(placement)
     try:
         with _terminable():

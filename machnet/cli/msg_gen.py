@@ -94,9 +94,9 @@ def _channel(settings: dict[str, Any]) -> contextlib.AbstractContextManager[Chan
 def _config(channel: Channel, settings: dict[str, Any]) -> Any:
     config = fill_config(ffi.new("struct mn_gen_config *"), settings)
     config.chan = channel._native  # noqa: SLF001 - the loop in C takes the channel over
-    stack = channel.stack
-    stepped = isinstance(stack, Stack) and not stack.threaded
-    config.stack = stack.core.native if stepped else ffi.NULL
+    config.stack = ffi.NULL
+    if isinstance(channel.stack, Stack) and not channel.stack.threaded:
+        config.stack = channel.stack.core.native
     return config
 
 

@@ -45,21 +45,27 @@ def run(*args: str) -> tuple[int, str, str]:
 # --- a run -------------------------------------------------------------------------------------
 
 
-def test_json_has_both_experiments_and_the_kernel_for_scale(tap):
+def test_json_has_all_experiments_and_the_kernel_for_scale(tap):
     code, out, err = run("--json", *SHORT)
     assert code == 0, err
     result = json.loads(out)
     assert set(result) == {"experiments", "baseline", "ok", "seconds_each", "machine"}
     assert (result["ok"], result["seconds_each"]) == (True, 0.3)
     rows = [*result["baseline"], *result["experiments"]]
-    ends = [(row["experiment"], row["client"], row["server"]) for row in rows]
-    assert ends == [(0, "posix", "posix"), (1, "posix", "machnet"), (3, "machnet", "posix")]
+    ends = [(row["experiment"], row["protocol"], row["client"], row["server"]) for row in rows]
+    assert ends == [
+        (0, "tcp", "posix", "posix"),
+        (1, "tcp", "posix", "machnet"),
+        (2, "tcp", "machnet", "machnet"),
+        (2, "udp", "machnet", "machnet"),
+        (3, "tcp", "machnet", "posix"),
+    ]
     for row in rows:
         assert set(row) == {
             "experiment", "protocol", "client", "server", "msg_size", "msg_window", "seconds",
             "msgs_per_s", "latency_us", "errors",
         }  # fmt: skip
-        assert (row["protocol"], row["msg_size"], row["msg_window"]) == ("tcp", 64, 8)
+        assert (row["msg_size"], row["msg_window"]) == (64, 8)
         assert row["errors"] == 0
         assert row["seconds"] >= 0.3
         assert row["msgs_per_s"] > 0
@@ -67,8 +73,8 @@ def test_json_has_both_experiments_and_the_kernel_for_scale(tap):
         figures = list(row["latency_us"].values())
         assert 0 < figures[0] <= figures[1] <= figures[2]
     assert result["machine"]["cpus"] == os.cpu_count()
-    assert err.splitlines()[0].startswith("[1/3] kernel at both ends, 64 bytes, window 8: ")
-    assert err.splitlines()[-1].startswith("[3/3] experiment 3, 64 bytes, window 8: ")
+    assert err.splitlines()[0].startswith("[1/5] kernel at both ends, 64 bytes, window 8: ")
+    assert err.splitlines()[-1].startswith("[5/5] experiment 3, 64 bytes, window 8: ")
 
 
 def test_a_table_of_what_was_asked_for(tap):
@@ -82,13 +88,26 @@ def test_a_table_of_what_was_asked_for(tap):
     assert max(map(len, out.splitlines())) <= 100
 
 
+def test_a_sidecar_that_died_is_an_outcome_and_the_next_one_is_another(tap):
+    case = Case(2, 64, 8)
+    with Lab(0.2, Placement(None, None, "adaptive")) as lab:
+        assert lab.measure(case).errors == 0
+        far = lab._sidecars["mnb"]
+        far._process.kill()
+        far._process.wait()
+        outcome = lab.measure(case)
+        assert outcome.errors >= 1
+        assert outcome.error is not None
+        assert lab.measure(case).errors == 0
+
+
 @pytest.mark.parametrize("server", ["posix", "machnet"])
 def test_a_pair_that_can_not_start_is_an_outcome(tap, monkeypatch, server):
     monkeypatch.setitem(_pair._MODULES, server, "machnet.cli.nothing")
     case = Case(1 if server == "machnet" else 3, 64, 8)
     with Lab(0.2, Placement(None, None, "adaptive")) as lab:
         outcome = lab.measure(case)
-        assert "nothing" in outcome.error
+        assert "nothing" in outcome.error, outcome.error
         assert (outcome.errors, outcome.msgs_per_s) == (1, 0.0)
         monkeypatch.undo()
         # And the hosts are as good as before.
@@ -125,7 +144,7 @@ def running(tap) -> Iterator[subprocess.Popen[str]]:
     """A demo in a process group of its own, in the middle of its second measurement."""
     code = "from machnet.cli.main import main; main()"
     command = [sys.executable, "-c", code, "demo", "--seconds=5", "--json", "--window=1"]
-    first = ["--size=64", "--experiment=1", "--nobaseline"]
+    first = ["--size=64", "--experiment=2", "--nobaseline"]
     with subprocess.Popen(
         [*command, *first],
         stdout=subprocess.PIPE,
@@ -159,7 +178,7 @@ def is_client(pid: int) -> bool:
 )
 def test_a_signal_ends_it_and_all_that_it_started(running, number, code, word, whole_group):
     below = children(running.pid)
-    assert len(below) >= 4  # two hosts, a server and a client
+    assert len(below) >= 6  # two hosts, two sidecars, a server and a client
     if whole_group:
         os.killpg(running.pid, number)
     else:
@@ -188,7 +207,8 @@ def test_where_it_can_not_run_it_says_why(monkeypatch):
     [
         (["--seconds=6"], "'6' is more than 5 seconds"),
         (["--seconds=0"], "'0' is not a positive number"),
-        (["--experiment=2"], "'2' is not one of"),
+        (["--experiment=4"], "'4' is not one of"),
+        (["--protocol=mnp"], "'mnp' is not one of"),
         (["--size=8"], "from 9 to 8388608 bytes"),
         (["--window=0"], "from 1 to 65536 messages"),
         (["--client_cpu=1023"], "CPU 1023 is not one that this process may run on"),
@@ -224,7 +244,7 @@ def test_one_failed_measurement_is_status_1(monkeypatch):
         assert "client: 2 errors" in result.stderr
         if as_json:
             rows = json.loads(result.stdout)["experiments"]
-            assert [row["errors"] for row in rows] == [0, 2]
+            assert [row["errors"] for row in rows] == [0, 0, 0, 2]
         else:
             assert "Not every message came back right." in result.stdout
 
@@ -276,6 +296,12 @@ def test_what_is_compared_runs_one_after_another():
         (64, 1), (64, 8), (1024, 1), (1024, 8),
     ]  # fmt: skip
     assert {case.experiment for case in demo.plan((3,), (64,), (1,), baseline=False)} == {3}
+    both = demo.plan((2, 3), (64,), (1,), baseline=False)
+    assert [(case.experiment, case.protocol) for case in both] == [
+        (2, "tcp"),
+        (2, "udp"),
+        (3, "tcp"),
+    ]
 
 
 @pytest.mark.parametrize(

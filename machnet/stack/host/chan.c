@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* Channels from the application's side: the calls of chan_app.h, one user at a time, and waiting.
  */
+#include <sched.h>
+
 #include "chan_int.h"
 
 struct mn_app *mn_chan_app(struct mn_chan *c)
@@ -67,7 +69,11 @@ static int chan_wait_thread(struct mn_chan *c, uint64_t timeout_ns)
             return -EINTR;
         }
         if (waited_ns < c->spin_ns) {
-            mn_os_relax();
+            if (c->spin_ns == UINT64_MAX) {
+                mn_os_relax();
+            } else {
+                (void)sched_yield(); /* the engine may be on this core */
+            }
         } else {
             int rc = chan_sleep(c, limit_ns - waited_ns);
 

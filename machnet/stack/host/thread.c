@@ -85,8 +85,11 @@ static void *thread_main(void *arg)
         } else if (done > 0) {
             useful_ns = now_ns;
             nap_ns = NAP_MIN_NS;
-        } else if (s->mode == MN_POLL_BUSY || now_ns - useful_ns < s->spin_ns) {
+        } else if (s->mode == MN_POLL_BUSY) {
             mn_os_relax();
+        } else if (now_ns - useful_ns < s->spin_ns) {
+            /* An application on the same core may be what we wait for. */
+            (void)sched_yield();
         } else {
             thread_sleep(s, now_ns, nap_ns);
             nap_ns = mn_min_u64(2 * nap_ns, NAP_MAX_NS);
