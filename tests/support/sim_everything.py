@@ -38,6 +38,7 @@ async def serve(host: Any) -> None:
     """Answers messages with themselves, whatever happens to their flows."""
     async with machnet.aio.attach(host.stack) as channel:
         channel.listen(host.ip, 7, protocol="tcp")
+        channel.listen(host.ip, 7, protocol="udp")
         while True:
             with contextlib.suppress(OSError):
                 message = await channel.recv()
@@ -51,7 +52,8 @@ async def talk(host: Any, peers: list[Any], words: set[str]) -> int:
         peer = peers[i % len(peers)]
         try:
             async with machnet.aio.attach(host.stack) as channel:
-                flow = await channel.connect(host.ip, peer.ip, 7, protocol="tcp", timeout=1)
+                protocol = "udp" if i // 2 % 2 else "tcp"
+                flow = await channel.connect(host.ip, peer.ip, 7, protocol=protocol, timeout=1)
                 await channel.send(flow, word.encode() * (1 + 400 * i))
                 await channel.recv(timeout=1)
                 answers += 1
@@ -62,7 +64,7 @@ async def talk(host: Any, peers: list[Any], words: set[str]) -> int:
 
 def meddle(packet: Packet, hop: Hop) -> Any:
     """Does one of all things to some packets of a host."""
-    if packet.tcp is None:
+    if packet.tcp is None and packet.udp is None:
         return PASS
     choice = len(bytes(packet)) * 7 + hop.now_ns // 1000
     if choice % 41 == 0:
@@ -71,7 +73,7 @@ def meddle(packet: Packet, hop: Hop) -> Any:
         return DUPLICATE
     if choice % 41 == 2:
         return delay("3ms")
-    if choice % 41 == 3:
+    if choice % 41 == 3 and packet.tcp is not None:
         return replace(packet.with_(window=2000))
     return PASS
 
