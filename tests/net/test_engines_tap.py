@@ -116,12 +116,13 @@ def test_every_engine_connects_to_linux(host: KernelHost, engines: Engines) -> N
     assert sum(stack.stats()["tcp_resets_received"] for stack in engines) == 0
 
 
-def test_applications_on_both_engines_reach_each_other(engines: Engines) -> None:
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_applications_on_both_engines_reach_each_other(engines: Engines, protocol: str) -> None:
     first, second = (stack.attach() for stack in engines)
-    second.listen(OURS, 777, "tcp")
-    first.listen(OURS, 778, "tcp")
+    second.listen(OURS, 777, protocol)
+    first.listen(OURS, 778, protocol)
     for client, server, port in ((first, second, 777), (second, first, 778)):
-        flow = client.connect(OURS, OURS, port, "tcp", timeout=PATIENCE_S)
+        flow = client.connect(OURS, OURS, port, protocol, timeout=PATIENCE_S)
         for size in (1, 100_000):
             client.send(flow, bytes(size), timeout=PATIENCE_S)
             message = server.recv(timeout=PATIENCE_S)

@@ -43,15 +43,16 @@ def sidecar(request: pytest.FixtureRequest, host: KernelHost, tmp_path: Path) ->
             os.close(fd)
 
 
-def test_applications_of_one_sidecar_reach_each_other(sidecar: Sidecar) -> None:
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_applications_of_one_sidecar_reach_each_other(sidecar: Sidecar, protocol: str) -> None:
     with (
         machnet.attach(sidecar.socket, name="server") as server,
         machnet.attach(sidecar.socket, name="client") as client,
     ):
-        server.listen(SIDECAR_IP, 888, "tcp")
+        server.listen(SIDECAR_IP, 888, protocol)
         # The lanes take turns, so that every engine has connections.
         flows = [
-            client.connect(SIDECAR_IP, SIDECAR_IP, 888, "tcp", timeout=PATIENCE_S)
+            client.connect(SIDECAR_IP, SIDECAR_IP, 888, protocol, timeout=PATIENCE_S)
             for _ in range(2 * ENGINES)
         ]
         for number, flow in enumerate(flows):

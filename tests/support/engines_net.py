@@ -36,6 +36,12 @@ class Net:
         """A counter, all engines together."""
         return sum(stack.stats()[name] for stack in self.engines)
 
+    def connections(self) -> list[int]:
+        """Established connections of each engine."""
+        return [
+            sum(one.state == "ESTABLISHED" for one in stack.sockets()) for stack in self.engines
+        ]
+
     def where(self, flow_port: int) -> list[int]:
         """The engines that have a connection with that local or remote port."""
         return [

@@ -12,22 +12,29 @@ from machnet.stack.engines import SharedNic, open_engines
 from machnet.stack.nics import Rss
 
 MS = 1_000_000
+PROTOCOLS = ["tcp", "udp"]
 
 
 # --- the software dispatcher ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [2, 4, 16])
-def test_engines_share_a_nic_with_one_queue(n):
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_engines_share_a_nic_with_one_queue(n, protocol):
     with net(n, queues=1) as lab:
         assert lab.engines.shared.dispatched
-        lab.peer_channel.listen(PEER, 80, "tcp")
+        lab.peer_channel.listen(PEER, 80, protocol)
         for channel in lab.channels:
-            channel.listen(OURS, 888, "tcp")
+            channel.listen(OURS, 888, protocol)
             for _ in range(3):
-                echo(channel, channel.connect(OURS, PEER, 80, "tcp"), lab.peer_channel, bytes(9000))
+                echo(
+                    channel,
+                    channel.connect(OURS, PEER, 80, protocol),
+                    lab.peer_channel,
+                    bytes(9000),
+                )
         for _ in range(4 * n):
-            lab.peer_channel.send(lab.peer_channel.connect(PEER, OURS, 888, "tcp"), b"hello")
+            lab.peer_channel.send(lab.peer_channel.connect(PEER, OURS, 888, protocol), b"hello")
         lab.peer.advance(MS)
         got = [received(channel) for channel in lab.channels]
         assert sum(map(len, got)) == 4 * n
@@ -98,12 +105,13 @@ def test_large_segments_are_handed_over_with_their_marks():
 
 @pytest.mark.parametrize("queues", [1, 4])
 @pytest.mark.parametrize("hidden", [False, True])
-def test_applications_on_different_engines_reach_each_other(queues, hidden):
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_applications_on_different_engines_reach_each_other(queues, hidden, protocol):
     with net(4, queues=queues, rss_hidden=hidden) as lab:
         for i, server in enumerate(lab.channels):
-            server.listen(OURS, 800 + i, "tcp")
+            server.listen(OURS, 800 + i, protocol)
             for client in lab.channels:
-                flow = client.connect(OURS, OURS, 800 + i, "tcp")
+                flow = client.connect(OURS, OURS, 800 + i, protocol)
                 if client is server:
                     continue
                 echo(client, flow, server, bytes(30_000))
@@ -223,22 +231,24 @@ def test_stacks_may_be_closed_one_by_one():
 
 
 @pytest.mark.parametrize("queues", [1, 3])
-def test_what_was_sent_arrives_although_all_engines_are_closed(queues):
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_what_was_sent_arrives_although_all_engines_are_closed(queues, protocol):
     with net(3, queues=queues) as lab:
-        lab.peer_channel.listen(PEER, 80, "tcp")
+        lab.peer_channel.listen(PEER, 80, protocol)
         for channel in lab.channels:
-            channel.send(channel.connect(OURS, PEER, 80, "tcp"), b"last words")
+            channel.send(channel.connect(OURS, PEER, 80, protocol), b"last words")
         lab.engines.close()
         assert [m.data for m in received(lab.peer_channel)] == [b"last words"] * 3
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_two_runs_of_one_seed_are_the_same(hidden):
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_two_runs_of_one_seed_are_the_same(hidden, protocol):
     def run() -> list[object]:
         with net(4, rss_hidden=hidden, seed=5) as lab:
-            lab.peer_channel.listen(PEER, 80, "tcp")
+            lab.peer_channel.listen(PEER, 80, protocol)
             for channel in lab.channels:
-                flow = channel.connect(OURS, PEER, 80, "tcp")
+                flow = channel.connect(OURS, PEER, 80, protocol)
                 echo(channel, flow, lab.peer_channel, bytes(5000))
             return [
                 [(s.local, s.snd_nxt, s.rcv_nxt) for s in stack.sockets()]
