@@ -16,7 +16,7 @@ from machnet.sim import KernelHost
 
 MSG_GEN, TCP_MSG_GEN = "machnet.cli.msg_gen", "machnet.cli.tcp_msg_gen"
 #: Both transports, where a test is the same for either.
-PROTOCOLS = ("tcp",)
+PROTOCOLS = ("tcp", "udp")
 
 
 @pytest.fixture
