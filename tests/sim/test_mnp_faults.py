@@ -92,7 +92,7 @@ def test_a_partition_ends_in_delivery_or_in_an_error_on_both_sides(seed: int) ->
                 try:
                     client.send(flow, rng.randbytes(rng.choice([10, 4000])), timeout=1.0)
                     sent += 1
-                except (BlockingIOError, FlowError):
+                except (BlockingIOError, FlowError):  # noqa: PERF203
                     break
             with net.partition([a], [b]):
                 net.advance(rng.choice([1_000_000, 200_000_000, 5_000_000_000]))

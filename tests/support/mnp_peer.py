@@ -70,6 +70,11 @@ class Packet:
         return {(self.ack + 1 + i) & _M32 for i in range(256) if words[i // 64] >> (i % 64) & 1}
 
 
+def header(packet: Packet) -> bytes:
+    """The first twelve bytes of its header."""
+    return struct.pack(">HBBII", 0x4E53, packet.kind, packet.flags, packet.seq, packet.ack)
+
+
 def udp_frame(src_mac: bytes, dst_mac: bytes, sport: int, dport: int, data: bytes) -> bytes:
     """Ethernet, IPv4 and UDP around ``data``, from the peer to the stack, checksums valid."""
     udp = struct.pack(">HHHH", sport, dport, 8 + len(data), 0) + data
@@ -150,13 +155,12 @@ class Peer:
             (self.ack if ack is None else ack) & _M32,
             **other,
         )
-        head = struct.pack(">HBBII", 0x4E53, packet.kind, packet.flags, packet.seq, packet.ack)
         frame = udp_frame(
             MAC,
             bytes.fromhex(self.stack.mac.replace(":", "")),
             self.port,
             self.their_port,
-            head + packet.rest + packet.payload,
+            header(packet) + packet.rest + packet.payload,
         )
         self.stack.inject(frame)
 
