@@ -96,6 +96,10 @@ struct mn_shim_flow *mn_shim_flow(MachnetChannelCtx_t *ctx, uint32_t id);
 /* The flow with these addresses, this side first or else last; NULL: there is none. */
 struct mn_shim_flow *mn_shim_flow_find(MachnetChannelCtx_t *ctx, const MachnetFlow_t *addr);
 
+/* Whether another living flow has the same addresses, which only another transport's can. */
+bool mn_shim_flow_has_twin(MachnetChannelCtx_t *ctx, const struct mn_shim_flow *f);
+void mn_shim_flow_forget(MachnetChannelCtx_t *ctx, uint32_t id);
+
 /* shim_stream.c */
 int mn_shim_stream_add(MachnetChannelCtx_t *ctx, uint32_t id);
 void mn_shim_stream_drop(MachnetChannelCtx_t *ctx, uint32_t id);

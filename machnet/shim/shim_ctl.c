@@ -74,6 +74,19 @@ static int await(MachnetChannelCtx_t *ctx, int64_t token, struct mn_ctl_evt *evt
     return rc == 0 ? -ETIMEDOUT : rc;
 }
 
+/* Flows are told apart by addresses alone, so one address and port has one transport. */
+static bool listens_there(const MachnetChannelCtx_t *ctx, uint32_t ip, uint16_t port)
+{
+    for (uint32_t i = 0; i < ctx->n_listeners; i++) {
+        const struct mn_shim_listener *l = &ctx->listeners[i];
+
+        if (l->port == port && (l->ip == ip || l->ip == 0 || ip == 0)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 int mn_shim_listen(MachnetChannelCtx_t *ctx, const char *ip, uint16_t port, int protocol)
 {
     struct mn_shim_listener *grown;
@@ -85,6 +98,9 @@ int mn_shim_listen(MachnetChannelCtx_t *ctx, const char *ip, uint16_t port, int 
 
     if (parse_ip(ip, &address) < 0 || port == 0 || !mn_shim_protocol_ok(protocol)) {
         return -EINVAL;
+    }
+    if (listens_there(ctx, address, port)) {
+        return -EADDRINUSE;
     }
     grown = realloc(ctx->listeners, (ctx->n_listeners + 1) * sizeof(*grown));
     if (grown == NULL) {
@@ -127,35 +143,55 @@ int mn_shim_unlisten(MachnetChannelCtx_t *ctx, const char *ip, uint16_t port)
     return rc < 0 ? rc : -ENOENT;
 }
 
-int mn_shim_connect(MachnetChannelCtx_t *ctx, const char *local_ip, const char *remote_ip,
-                    uint16_t remote_port, int protocol, MachnetFlow_t *flow)
+/* One connect; -EADDRINUSE when the engine chose a port with which a flow of another transport goes
+ * to the same peer. */
+static int connect_once(MachnetChannelCtx_t *ctx, const struct mn_ctl_cmd *to, bool no_eintr,
+                        MachnetFlow_t *flow)
 {
-    uint32_t transport = (uint32_t)(protocol & ~MACHNET_NO_EINTR);
     const struct mn_shim_flow *f;
     struct mn_ctl_evt evt;
-    uint32_t local, remote;
-    int64_t token;
-    int rc;
-
-    if (parse_ip(local_ip, &local) < 0 || parse_ip(remote_ip, &remote) < 0 || remote_port == 0 ||
-        !mn_shim_protocol_ok(protocol) || flow == NULL) {
-        return -EINVAL;
-    }
-    token =
-        mn_chan_connect(ctx->chan, local, 0, remote, remote_port, transport, MN_SHIM_CONNECT_MS);
+    int64_t token = mn_chan_connect(ctx->chan, to->local_ip, 0, to->remote_ip, to->remote_port,
+                                    to->proto, MN_SHIM_CONNECT_MS);
     /* The engine's limit is the one that counts: it knows why. */
-    rc = await(ctx, token, &evt, MN_SHIM_CONNECT_MS + MN_SHIM_COMMAND_MS,
-               (protocol & MACHNET_NO_EINTR) != 0);
+    int rc = await(ctx, token, &evt, MN_SHIM_CONNECT_MS + MN_SHIM_COMMAND_MS, no_eintr);
+
     if (rc < 0) {
         return rc;
     }
     f = mn_shim_flow(ctx, evt.flow);
-    if (f == NULL || (f->stream && mn_shim_stream_add(ctx, evt.flow) < 0)) {
+    if (f == NULL) {
+        rc = -ECONNRESET;
+    } else if (mn_shim_flow_has_twin(ctx, f)) {
+        mn_shim_flow_forget(ctx, evt.flow);
+        rc = -EADDRINUSE;
+    } else if (f->stream) {
+        rc = mn_shim_stream_add(ctx, evt.flow);
+    }
+    if (rc < 0) {
         (void)mn_chan_close_flow(ctx->chan, evt.flow, 0);
-        return f == NULL ? -ECONNRESET : -ENOMEM;
+        return rc;
     }
     *flow = f->addr;
     return 0;
+}
+
+int mn_shim_connect(MachnetChannelCtx_t *ctx, const char *local_ip, const char *remote_ip,
+                    uint16_t remote_port, int protocol, MachnetFlow_t *flow)
+{
+    struct mn_ctl_cmd to = {
+        .proto = (uint32_t)(protocol & ~MACHNET_NO_EINTR),
+        .remote_port = remote_port,
+    };
+    int rc = -EADDRINUSE;
+
+    if (parse_ip(local_ip, &to.local_ip) < 0 || parse_ip(remote_ip, &to.remote_ip) < 0 ||
+        remote_port == 0 || !mn_shim_protocol_ok(protocol) || flow == NULL) {
+        return -EINVAL;
+    }
+    for (int attempt = 0; attempt < 8 && rc == -EADDRINUSE; attempt++) {
+        rc = connect_once(ctx, &to, (protocol & MACHNET_NO_EINTR) != 0, flow);
+    }
+    return rc;
 }
 
 int mn_shim_close(MachnetChannelCtx_t *ctx, const MachnetFlow_t *flow)

@@ -91,6 +91,29 @@ static struct mn_shim_flow *look(MachnetChannelCtx_t *ctx, const MachnetFlow_t *
     return NULL;
 }
 
+bool mn_shim_flow_has_twin(MachnetChannelCtx_t *ctx, const struct mn_shim_flow *f)
+{
+    for (uint32_t n = ctx->buckets[bucket_of(ctx, &f->addr)]; n != 0; n = ctx->flows[n - 1].next) {
+        const struct mn_shim_flow *other = &ctx->flows[n - 1];
+        struct mn_app_flow_info info;
+
+        if (other != f && same(&other->addr, &f->addr) &&
+            mn_chan_flow_info(ctx->chan, other->id, &info) == 0 && info.live) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void mn_shim_flow_forget(MachnetChannelCtx_t *ctx, uint32_t id)
+{
+    struct mn_shim_flow *f = &ctx->flows[MN_FLOW_SLOT(id)];
+
+    if (f->known && f->id == id) {
+        forget(ctx, f);
+    }
+}
+
 static struct mn_shim_flow *look_both_ways(MachnetChannelCtx_t *ctx, const MachnetFlow_t *a)
 {
     const MachnetFlow_t swapped = {a->dst_ip, a->src_ip, a->dst_port, a->src_port};

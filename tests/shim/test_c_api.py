@@ -347,8 +347,8 @@ def test_one_port_takes_one_transport(api: Api, attach: Attach) -> None:
     ctx = attach()
     assert api.listen_proto(ctx, IP.encode(), PORT, TCP) == 0
     for other in (STREAM, UDP):
-        got = api.fails("listen_proto", ctx, IP.encode(), PORT, other)
-        assert got in {errno.EADDRINUSE, errno.EPROTONOSUPPORT}
+        assert api.fails("listen_proto", ctx, IP.encode(), PORT, other) == errno.EADDRINUSE
+        assert api.fails("listen_proto", ctx, b"0.0.0.0", PORT, other) == errno.EADDRINUSE
     assert api.unlisten(ctx, IP.encode(), PORT) == 0
 
 
@@ -435,17 +435,34 @@ def test_the_environment_names_the_default_transport(
         assert api.detach(ctx) == 0
 
 
-@pytest.mark.parametrize("protocol", [UDP], ids=["udp"])
-def test_the_default_transport_carries_messages(api: Api, attach: Attach, protocol: int) -> None:
+def test_the_transport_is_udp_unless_something_else_is_said(
+    api: Api, socket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MACHNET_PROTOCOL", raising=False)
+    assert api.init() == 0
+    ctx, flow = api.attach(), Flow()
+    assert ctx
+    try:
+        assert api.listen(ctx, IP.encode(), PORT) == 0
+        assert api.connect(ctx, IP.encode(), IP.encode(), PORT, flow) == 0
+        assert api.fails("send", ctx, flow, b"", 0, None) == errno.EINVAL  # it has no empty ones
+        other = (ctx, IP.encode(), IP.encode(), PORT, Flow(), TCP)
+        assert api.fails("connect_proto", *other) == errno.ECONNREFUSED
+    finally:
+        assert api.detach(ctx) == 0
+
+
+def test_the_default_transport_carries_messages(api: Api, attach: Attach) -> None:
     server, client = attach(), attach()
-    if api.listen_proto(server, IP.encode(), PORT, protocol) != 0:
-        assert ctypes.get_errno() == errno.EPROTONOSUPPORT
-        pytest.skip("this build has no message transport yet")
-    flow = api.connected(client, protocol=protocol)
+    assert api.listen_proto(server, IP.encode(), PORT, UDP) == 0
+    flow = api.connected(client, protocol=UDP)
     api.put(client, flow, b"question")
     data, sender = api.get(server)
     assert (data, sender.key()) == (b"question", flow.key())
     api.put(server, sender, b"answer")
     assert api.get(client)[0] == b"answer"
+    data = bytes(range(256)) * 32768
+    api.put(client, flow, data)
+    assert api.get(server, len(data))[0] == data
     assert api.close(client, flow) == 0
     until(lambda: api.flow_error(server, sender) == errno.ENOTCONN)

@@ -37,17 +37,6 @@ def pair() -> Iterator[tuple[Sidecar, Sidecar]]:
         yield both
 
 
-def transport(sidecar: Sidecar, protocol: str) -> str:
-    """The protocol, if this build has it."""
-    if protocol == "udp":
-        with machnet.attach(sidecar.socket) as channel:
-            try:
-                channel.listen(sidecar.ip, PORT, protocol="udp").close()
-            except OSError as error:
-                pytest.skip(f"this build has no message transport yet: {error}")
-    return protocol
-
-
 def greet(
     server: tuple[Sidecar, Path], client: tuple[Sidecar, Path], protocol: str
 ) -> tuple[str, str]:
@@ -73,7 +62,6 @@ def test_every_compiler_of_the_tests_is_there(hello: dict[str, Path]) -> None:
 def test_hello_world_between_two_applications_of_one_sidecar(
     sidecar: Sidecar, hello: dict[str, Path], server: str, client: str, protocol: str
 ) -> None:
-    transport(sidecar, protocol)
     said, _ = greet((sidecar, hello[server]), (sidecar, hello[client]), protocol)
     assert said == "Hello World!\n"
 
@@ -83,7 +71,6 @@ def test_hello_world_between_two_sidecars(
     pair: tuple[Sidecar, Sidecar], hello: dict[str, Path], protocol: str
 ) -> None:
     first, second = pair
-    transport(first, protocol)
     assert greet((first, hello["C"]), (second, hello["C++"]), protocol)[0] == "Hello World!\n"
     assert greet((second, hello["C++"]), (first, hello["C"]), protocol)[0] == "Hello World!\n"
 
