@@ -160,7 +160,9 @@ function library() {
 
 function checkIp(value, what) {
   if (typeof value !== 'string' || !net.isIPv4(value)) {
-    throw new TypeError(`${what} must be an IPv4 address such as '10.0.0.2', not ${util.inspect(value)}`);
+    throw new TypeError(
+      `${what} must be an IPv4 address such as '10.0.0.2', not ${util.inspect(value)}`,
+    );
   }
 }
 
@@ -180,7 +182,9 @@ function protocolNumber(value) {
 function checkFlow(value) {
   const isFlow = value !== null && typeof value === 'object';
   if (!isFlow || !Number.isInteger(value.srcIp) || !Number.isInteger(value.dstPort)) {
-    throw new TypeError(`flow must be what connect or a message has given, not ${util.inspect(value)}`);
+    throw new TypeError(
+      `flow must be what connect or a message has given, not ${util.inspect(value)}`,
+    );
   }
 }
 
@@ -194,7 +198,9 @@ function bytesOf(data) {
   if (data instanceof ArrayBuffer) {
     return new Uint8Array(data);
   }
-  throw new TypeError(`data must be a string, a Buffer, a typed array or an ArrayBuffer, not ${util.inspect(data)}`);
+  throw new TypeError(
+    `data must be a string, a Buffer, a typed array or an ArrayBuffer, not ${util.inspect(data)}`,
+  );
 }
 
 // Microseconds for C, where a negative number means for ever.
@@ -203,7 +209,9 @@ function waitMicroseconds(value) {
     return -1;
   }
   if (typeof value !== 'number' || !(value >= 0)) {
-    throw new RangeError(`timeoutUs must be a number of microseconds from 0 on, not ${util.inspect(value)}`);
+    throw new RangeError(
+      `timeoutUs must be a number of microseconds from 0 on, not ${util.inspect(value)}`,
+    );
   }
   return Math.min(Math.ceil(value), Number.MAX_SAFE_INTEGER);
 }
@@ -261,13 +269,18 @@ class Channel {
 
   #context(syscall) {
     if (this.#ctx === null) {
-      throw new MachnetError(os.constants.errno.EBADF, syscall, `${syscall}: the channel is closed`);
+      throw new MachnetError(
+        os.constants.errno.EBADF,
+        syscall,
+        `${syscall}: the channel is closed`,
+      );
     }
     return this.#ctx;
   }
 
   #transport(options) {
-    const number = options.protocol === undefined ? this.#protocol : protocolNumber(options.protocol);
+    const number =
+      options.protocol === undefined ? this.#protocol : protocolNumber(options.protocol);
     return number | NO_EINTR;
   }
 
@@ -307,9 +320,20 @@ class Channel {
   #send(flow, data) {
     checkFlow(flow);
     const bytes = bytesOf(data);
-    const rc = this.#lib.machnet_send(this.#context('send'), flow, bytes, bytes.byteLength, this.#msgId);
+    const rc = this.#lib.machnet_send(
+      this.#context('send'),
+      flow,
+      bytes,
+      bytes.byteLength,
+      this.#msgId,
+    );
     if (rc < 0) {
-      throw new MachnetError(koffi.errno(), 'send', `send of ${bytes.byteLength} bytes, ${flow}`, flow);
+      throw new MachnetError(
+        koffi.errno(),
+        'send',
+        `send of ${bytes.byteLength} bytes, ${flow}`,
+        flow,
+      );
     }
     return rc;
   }
@@ -480,7 +504,9 @@ class Channel {
     this.#watch();
     for (const waiter of waiters) {
       waiter.done();
-      waiter.reject(new MachnetError(os.constants.errno.EBADF, 'receive', 'receive: the channel is closed'));
+      waiter.reject(
+        new MachnetError(os.constants.errno.EBADF, 'receive', 'receive: the channel is closed'),
+      );
     }
     if (this.#lib.machnet_detach(ctx) < 0) {
       throw new MachnetError(koffi.errno(), 'detach');
@@ -493,7 +519,7 @@ function attach(options = {}) {
     protocolNumber(options.protocol);
   }
   const lib = library();
-  const where = process.env.MACHNET_SOCKET || "the default socket; MACHNET_SOCKET names another";
+  const where = process.env.MACHNET_SOCKET || 'the default socket; MACHNET_SOCKET names another';
   if (lib.machnet_init() < 0) {
     throw new MachnetError(koffi.errno(), 'init', `no connection to the sidecar (${where})`);
   }

@@ -11,10 +11,17 @@ export async function everything(): Promise<string> {
   const flow: machnet.Flow = channel.connect('10.0.0.2', '10.0.0.3', 888, { protocol: 'tcp' });
   const id: bigint = channel.send(flow, 'text') + channel.send(flow, Buffer.from('bytes'));
   const count: number = channel.write(flow, new Float64Array(3)) + channel.fd;
-  const message: machnet.Message | null = channel.recv() ?? channel.recvWait(1000) ?? channel.recvWait();
-  const awaited: machnet.Message = await channel.receive({ timeoutMs: 5, signal: AbortSignal.timeout(5) });
+  const message: machnet.Message | null =
+    channel.recv() ?? channel.recvWait(1000) ?? channel.recvWait();
+  const awaited: machnet.Message = await channel.receive({
+    timeoutMs: 5,
+    signal: AbortSignal.timeout(5),
+  });
   for await (const { data, flow: sender } of channel) {
-    channel.send(new machnet.Flow(sender.srcIp, sender.dstIp, sender.srcPort, sender.dstPort), data);
+    channel.send(
+      new machnet.Flow(sender.srcIp, sender.dstIp, sender.srcPort, sender.dstPort),
+      data,
+    );
   }
   try {
     channel.closeFlow(flow);
@@ -25,7 +32,15 @@ export async function everything(): Promise<string> {
   }
   const ended: string | null = channel.flowError(awaited.flow);
   channel.close();
-  return [machnet.libraryPath(), machnet.version(), machnet.MSG_MAX_BYTES, id, count, message?.data, ended].join();
+  return [
+    machnet.libraryPath(),
+    machnet.version(),
+    machnet.MSG_MAX_BYTES,
+    id,
+    count,
+    message?.data,
+    ended,
+  ].join();
 }
 
 // @ts-expect-error a transport that there is not

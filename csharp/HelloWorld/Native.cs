@@ -73,7 +73,8 @@ namespace Machnet
         internal static extern int Unlisten(IntPtr ctx, string ip, ushort port);
 
         [DllImport(Shim, EntryPoint = "machnet_connect_proto", SetLastError = true)]
-        internal static extern int Connect(IntPtr ctx, string localIp, string remoteIp, ushort port, out Flow flow, int protocol);
+        internal static extern int Connect(
+            IntPtr ctx, string localIp, string remoteIp, ushort port, out Flow flow, int protocol);
 
         [DllImport(Shim, EntryPoint = "machnet_close", SetLastError = true)]
         internal static extern int Close(IntPtr ctx, Flow flow);
@@ -115,7 +116,8 @@ namespace Machnet
                 IntPtr opened = Open(out path);
                 if (DlSym(opened, "machnet_recv_wait") == IntPtr.Zero)
                 {
-                    throw new DllNotFoundException(path + " is not machnet's library, or an old one: it has no machnet_recv_wait");
+                    throw new DllNotFoundException(
+                        path + " is not machnet's library, or an old one: it has no machnet_recv_wait");
                 }
 #if NET
                 NativeLibrary.SetDllImportResolver(
@@ -150,7 +152,8 @@ namespace Machnet
             string hint = string.IsNullOrEmpty(Environment.GetEnvironmentVariable("MACHNET_LIB"))
                 ? "build it with ./build_shim.sh, or say in MACHNET_LIB where it is"
                 : "MACHNET_LIB names it";
-            throw new DllNotFoundException(FileName + " not found (" + hint + "); looked for: " + string.Join(", ", places));
+            string where = string.Join(", ", places);
+            throw new DllNotFoundException(FileName + " not found (" + hint + "); looked for: " + where);
         }
 
         // In this order. What MACHNET_LIB names is not second-guessed. `dotnet run` puts the program

@@ -81,7 +81,8 @@ internal static class Api
     {
         Hold(Marshal.SizeOf(typeof(Flow)) == 12, "bytes of a Flow");
         Hold(Channel.Version.Split('.').Length == 3, Channel.Version);
-        var flow = new Flow(new IPEndPoint(IPAddress.Parse("10.1.2.3"), 40000), new IPEndPoint(IPAddress.Parse("255.0.0.1"), 65535));
+        var source = new IPEndPoint(IPAddress.Parse("10.1.2.3"), 40000);
+        var flow = new Flow(source, new IPEndPoint(IPAddress.Parse("255.0.0.1"), 65535));
         Hold(flow.ToString() == "10.1.2.3:40000 -> 255.0.0.1:65535", flow.ToString());
         var same = new Flow(flow.Source, flow.Destination);
         Hold(flow.Equals(same) && flow.GetHashCode() == same.GetHashCode(), "equal flows are equal");

@@ -39,7 +39,9 @@ function main() {
     for (const data of sent) {
       ids.add(client.send(flow, data));
       const message = await server.receive({ timeoutMs: 20000 });
-      const bytes = ArrayBuffer.isView(data) ? Buffer.from(data.buffer, data.byteOffset, data.byteLength) : Buffer.from(data);
+      const bytes = ArrayBuffer.isView(data)
+        ? Buffer.from(data.buffer, data.byteOffset, data.byteLength)
+        : Buffer.from(data);
       assert.ok(message.data.equals(bytes), `${bytes.length} bytes`);
       assert.equal(message.flow.source, flow.source);
       assert.equal(message.flow.destination, `${ip}:${port - 1}`);
@@ -74,12 +76,17 @@ function main() {
     assert.equal(server.recvWait(1000), null);
     assert.equal(server.recvWait(0), null);
     await assert.rejects(server.receive({ timeoutMs: 5 }), failsWith('ETIMEDOUT'));
-    await assert.rejects(server.receive({ signal: AbortSignal.timeout(5) }), { name: 'TimeoutError' });
+    await assert.rejects(server.receive({ signal: AbortSignal.timeout(5) }), {
+      name: 'TimeoutError',
+    });
     await assert.rejects(server.receive({ signal: AbortSignal.abort() }), { name: 'AbortError' });
     const waiting = [server.receive(), server.receive()];
     client.send(flow, 'one');
     client.send(flow, 'two');
-    assert.deepEqual((await Promise.all(waiting)).map(({ data }) => data.toString()), ['one', 'two']);
+    assert.deepEqual(
+      (await Promise.all(waiting)).map(({ data }) => data.toString()),
+      ['one', 'two'],
+    );
     const last = server.receive();
     server.close();
     await assert.rejects(last, failsWith('EBADF'));
@@ -110,9 +117,15 @@ function main() {
     assert.throws(() => client.connect('10.99.99.99', ip, free), failsWith('EADDRNOTAVAIL'));
     assert.throws(() => server.listen(ip, port - 1), failsWith('EADDRINUSE'));
     assert.throws(() => server.unlisten(ip, free), failsWith('ENOENT'));
-    assert.throws(() => client.send(flow, Buffer.alloc(machnet.MSG_MAX_BYTES + 1)), failsWith('EMSGSIZE'));
+    assert.throws(
+      () => client.send(flow, Buffer.alloc(machnet.MSG_MAX_BYTES + 1)),
+      failsWith('EMSGSIZE'),
+    );
     const unknown = new machnet.Flow(flow.srcIp, flow.dstIp, 1, 2);
-    assert.throws(() => client.send(unknown, 'x'), (error) => failsWith('ENOTCONN')(error) && error.flow === unknown);
+    assert.throws(
+      () => client.send(unknown, 'x'),
+      (error) => failsWith('ENOTCONN')(error) && error.flow === unknown,
+    );
     assert.throws(() => client.closeFlow(unknown), failsWith('ENOTCONN'));
     try {
       client.connect(ip, ip, free);
@@ -148,12 +161,20 @@ function main() {
     const channel = machnet.attach();
     const flow = new machnet.Flow(1, 2, 3, 4);
     const wrong = [
-      [() => channel.listen('10.0.0.256', 1), TypeError, /localIp must be an IPv4 address.*'10\.0\.0\.256'/],
+      [
+        () => channel.listen('10.0.0.256', 1),
+        TypeError,
+        /localIp must be an IPv4 address.*'10\.0\.0\.256'/,
+      ],
       [() => channel.listen(undefined, 1), TypeError, /not undefined/],
       [() => channel.connect(ip, '::1', 1), TypeError, /remoteIp .*'::1'/],
       [() => channel.connect(ip, ip, 65536), RangeError, /from 1 to 65535, not 65536/],
       [() => channel.connect(ip, ip, '888'), RangeError, /not '888'/],
-      [() => channel.listen(ip, 1, { protocol: 'sctp' }), TypeError, /'udp', 'tcp' or 'stream', not 'sctp'/],
+      [
+        () => channel.listen(ip, 1, { protocol: 'sctp' }),
+        TypeError,
+        /'udp', 'tcp' or 'stream', not 'sctp'/,
+      ],
       [() => machnet.attach({ protocol: 'toString' }), TypeError, /not 'toString'/],
       [() => channel.send('10.0.0.1', 'x'), TypeError, /flow must be .*'10\.0\.0\.1'/],
       [() => channel.send(flow, 5), TypeError, /data must be .*not 5/],
@@ -180,7 +201,9 @@ function main() {
   test('a worker has channels of its own', async () => {
     const server = machnet.attach({ protocol });
     server.listen(ip, port);
-    const worker = new Worker(__filename, { workerData: [null, null, wrapper, ip, protocol, port++] });
+    const worker = new Worker(__filename, {
+      workerData: [null, null, wrapper, ip, protocol, port++],
+    });
     const ended = new Promise((resolve) => worker.on('exit', resolve));
     assert.equal((await server.receive({ timeoutMs: 20000 })).data.toString(), 'from a worker');
     assert.equal(await ended, 0);

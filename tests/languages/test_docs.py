@@ -41,7 +41,8 @@ def test_the_examples_talk_to_each_other(
     listening = server.replace("888);\n", "888);\nconsole.error('ready');\n")
     scripts = {}
     for name, text in (("server", listening), ("client", client)):
-        scripts[name] = js / f"documented_{name}.js"
+        scripts[name] = tmp_path / f"{name}.js"
+        text = text.replace("./machnet", str(js / "machnet"))
         scripts[name].write_text(f"(async () => {{\n{text}\n}})();\n")
     (example,) = blocks(repo, "csharp")
     (tmp_path / "Client.cs").write_text(example)
