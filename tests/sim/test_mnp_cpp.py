@@ -323,3 +323,21 @@ def test_our_messages_of_8_mib_in_both_directions() -> None:
         lab.cpp.flush()
         assert lab.ch.recv(timeout=60).data == small
         lab.check()
+
+
+@pytest.mark.parametrize("latency", ["20ms", "250ms", "900ms"])
+def test_long_way_to_the_original(latency: str) -> None:
+    """Our SYN goes out many times before the first answer; each answer is one more SYN-ACK to us."""
+    with Lab(1, latency=latency) as lab:
+        flow = lab.ours_connects()
+        lab.net.advance("10s")
+        there = lab.cpp_flow
+        assert there is not None
+        assert there.dup_acks <= 2
+        lab.ch.send(flow, bytes(30_000))
+        there.send(bytes(30_000))
+        lab.cpp.flush()
+        assert lab.ch.recv(timeout=60).data == bytes(30_000)
+        lab.run(lambda: there.messages == [bytes(30_000)])
+        lab.net.advance("15s")
+        lab.check()

@@ -364,6 +364,27 @@ class TestReceiving:
             assert one.put(data) == [Mnp(w.ACK, one.rcv, one.snd)]
             one.wait(3 * SECOND)
 
+    @pytest.mark.parametrize("kind", ["reset", "syn", "syn-ack", "far", "fin", "ack"])
+    def test_nothing_but_repeated_data_brings_more_acks_in_time(
+        self, one: MnpLab, kind: str
+    ) -> None:
+        """Strange packets every half second: an idle C++ host would not survive their answers."""
+        one.active()
+        strange = {
+            "reset": Mnp(w.RST, w.add32(one.snd, 1), one.rcv),
+            "syn": one.syn(),
+            "syn-ack": one.syn_ack(),
+            "far": w.cut(b"far", w.add32(one.snd, 70))[0],
+            "fin": Mnp(w.FIN, one.snd, one.rcv),
+            "ack": Mnp(w.ACK, w.add32(one.snd, 5), w.add32(one.rcv, 5)),
+        }[kind]
+        answers = []
+        for _ in range(10):
+            answers += one.put(strange)
+            answers += [packet for _, packet in one.wait(SECOND // 2)]
+        # With that of the handshake, three that say the same: two duplicates.
+        assert len(answers) <= 2, one.text()
+
     def test_packet_beyond_the_window_harms_nothing(self, lab: MnpLab) -> None:
         lab.passive()
         for off in (64, 256, 300, 5000, 2**31 - 1):

@@ -128,6 +128,9 @@ void mn_mnp_mark_lost(struct mn_engine *e, struct mn_tcb *t, uint32_t seq);
 void mn_mnp_output(struct mn_engine *e, struct mn_tcb *t);
 void mn_mnp_send_rst(struct mn_engine *e, struct mn_tcb *t, int err);
 void mn_mnp_send_ack(struct mn_engine *e, struct mn_tcb *t);
+/* Old DATA has come again. So late, it was sent because the ACKs of it were lost: one more may go.
+ * Any other packet that is repeated (SYN-ACK, RST) says nothing of the kind. */
+void mn_mnp_ack_lost(struct mn_engine *e, struct mn_mcb *m);
 void mn_mnp_send_probe(struct mn_engine *e, struct mn_tcb *t); /* keep-alive */
 /* A reset that belongs to no connection, in answer to a packet. */
 void mn_mnp_reply_rst(struct mn_engine *e, const struct mn_ipv4 *ip, const struct mn_udp *udp,

@@ -179,16 +179,20 @@ static void send_syn(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_rtx_arm(e, t);
 }
 
-/*
- * Two equal ones end no C++ host; more do if it has nothing under way (docs/protocol.md). A packet
- * that comes again so late was sent because the others were lost: it is as if there were none.
- */
+void mn_mnp_ack_lost(struct mn_engine *e, struct mn_mcb *m)
+{
+    if (m->acks_equal > 1 && e->now_ns - m->ack_ns >= ACK_LOST_NS) {
+        m->acks_equal = 1;
+    }
+}
+
+/* Two equal ones end no C++ host; more do if it has nothing under way (docs/protocol.md). */
 static bool may_ack(struct mn_engine *e, const struct mn_tcb *t, struct mn_mcb *m)
 {
     if (m->ext) {
         return true;
     }
-    if (m->last_ack != t->rcv_nxt || e->now_ns - m->ack_ns >= ACK_LOST_NS) {
+    if (m->last_ack != t->rcv_nxt) {
         m->acks_equal = 0;
     }
     if (m->acks_equal < 2 || m->n_held > 0) {

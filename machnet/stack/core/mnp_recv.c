@@ -172,6 +172,7 @@ void mn_mnp_data_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_mnp *
     m->heard_data = true;
     if (mn_seq_lt(p->seq, t->rcv_nxt) || (t->flags & MN_TF_FIN_RCVD) != 0) {
         e->stats.drop_mnp_dup++;
+        mn_mnp_ack_lost(e, m);
         ack_soon(e, t);
         return;
     }
