@@ -103,17 +103,20 @@ def test_without_a_sidecar_it_fails_at_once_and_the_library_is_silent(
         )
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize("end", ["exit", "kill"])
 @pytest.mark.parametrize(("count", "size"), [(3000, 64), (40, 200_000)])
 def test_an_application_that_sends_and_is_gone_loses_nothing(
-    sidecar: Sidecar, compiler: Compiler, count: int, size: int, end: str
+    sidecar: Sidecar, compiler: Compiler, count: int, size: int, end: str, protocol: str
 ) -> None:
     burst = compiler.build(PROGRAMS / "burst.c", "burst")
     arguments = (str(count), str(size), end)
     got = []
     with machnet.attach(sidecar.socket) as channel:
-        channel.listen(IP, PORT, protocol="tcp")
-        with Program(burst, *arguments, socket=sidecar.socket, MACHNET_PROTOCOL="tcp") as program:
+        channel.listen(IP, PORT, protocol=protocol)
+        with Program(
+            burst, *arguments, socket=sidecar.socket, MACHNET_PROTOCOL=protocol
+        ) as program:
             while len(got) < count:
                 message = channel.recv(timeout=PATIENCE_S)
                 assert len(message.data) == size
@@ -129,27 +132,33 @@ def test_a_forked_child_has_channels_of_its_own(sidecar: Sidecar, compiler: Comp
         running.ends_well()
 
 
-@pytest.mark.parametrize(("library", "flags"), [("compat", ()), ("compat-tcp", ("-DTCP_BRANCH",))])
+@pytest.mark.parametrize(
+    ("library", "flags", "protocol"),
+    [("compat", (), "udp"), ("compat", (), "tcp"), ("compat-tcp", ("-DTCP_BRANCH",), "tcp")],
+)
 def test_programs_for_the_original_run_with_its_manners(
-    sidecar: Sidecar, compiler: Compiler, library: str, flags: tuple[str, ...]
+    sidecar: Sidecar, compiler: Compiler, library: str, flags: tuple[str, ...], protocol: str
 ) -> None:
     program = compiler.build(PROGRAMS / "compat.c", library, library, flags=flags)
     needed = subprocess.run(
         ["readelf", "-d", program], check=True, capture_output=True, text=True
     ).stdout
     assert "[libmachnet_shim.so.0]" in needed
+    # The TCP branch's programs say it themselves.
+    env = "" if library == "compat-tcp" else protocol
     with (
-        Program(program, socket=sidecar.socket, MACHNET_PROTOCOL="tcp") as running,
+        Program(program, socket=sidecar.socket, MACHNET_PROTOCOL=env) as running,
         machnet.attach(sidecar.socket) as channel,
     ):
         assert running.line() == "serving"
-        flow = channel.connect(IP, IP, 1888, protocol="tcp")
-        for data in (b"", b"one", b""):
+        flow = channel.connect(IP, IP, 1888, protocol=protocol)
+        # The message transport has no empty ones.
+        for data in (b"one",) if protocol == "udp" else (b"", b"one", b""):
             flow.send(data)
         while channel.get_option(flow, 12) != 0:  # MN_OPT_SNDQ
             pass
         flow.close(linger=0)
-        flow = channel.connect(IP, IP, 1888, protocol="tcp")
+        flow = channel.connect(IP, IP, 1888, protocol=protocol)
         flow.send(b"done")
         assert running.ends_well().splitlines() == ["one", "done"]
 
