@@ -20,7 +20,7 @@ def total(answer: dict[str, Any], engine: int | None = None) -> dict[str, int]:
     for row in answer["engines"]:
         if engine is not None and row["engine"] != engine:
             continue
-        for group in ("stats", "usage", "host"):
+        for group in ("stats", "usage", "host", "between"):
             for name, value in row[group].items():
                 found[name] = found.get(name, 0) + value
     return found | {f"controller_{name}": value for name, value in answer["controller"].items()}

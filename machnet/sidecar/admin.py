@@ -136,7 +136,7 @@ def counters(engines: Engines) -> list[dict[str, Any]]:
     """What each engine has counted, and what it holds."""
     found: list[dict[str, Any]] = []
     for port in engines.ports:
-        for stack in port.stacks:
+        for number, stack in enumerate(port.stacks):
             found.append(
                 {
                     "engine": len(found),
@@ -145,6 +145,7 @@ def counters(engines: Engines) -> list[dict[str, Any]]:
                     "stats": stack.stats(),
                     "usage": stack.usage(),
                     "host": stack.host_stats(),
+                    "between": port.between(number),
                 }
             )
     return found

@@ -15,7 +15,7 @@ from machnet.config import ChannelSettings
 from machnet.errors import os_error
 from machnet.sidecar.config import NicConfig
 from machnet.sidecar.protocol import Geometry
-from machnet.stack.engines import SharedNic
+from machnet.stack.engines import EngineView, SharedNic
 from machnet.stack.lending import Lent, lend
 from machnet.stack.nics import Nic, Tap, open_nic, with_faults
 from machnet.stack.stack import Stack
@@ -164,7 +164,9 @@ class Port:
             settings: dict[str, Any] = config.settings.given()
             self.switches: list[SwitchedNic] = []
             self.stacks: list[Stack] = []
-            for number, view in enumerate(_views(base, config.engine_threads, opened)):
+            views = _views(base, config.engine_threads, opened)
+            self.views = [view for view in views if isinstance(view, EngineView)]
+            for number, view in enumerate(views):
                 switch = SwitchedNic(view)
                 opened.callback(switch.close)
                 stack = Stack(
@@ -194,6 +196,10 @@ class Port:
             "engines": len(self.stacks),
             "poll": self.config.poll,
         }
+
+    def between(self, number: int) -> dict[str, int]:
+        """What passed between engine ``number`` and the others; empty: it is alone."""
+        return self.views[number].stats() if self.views else {}
 
     def close(self) -> None:
         """End the engines without a word, then the NIC."""

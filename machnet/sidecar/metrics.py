@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 import machnet
 from machnet.sidecar.admin import Status, counters
 from machnet.sidecar.checks import parse_listen
+from machnet.stack.engines import VIEW_STATS
 from machnet.stack.stack import Stack
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ class _Collector(Collector):
             family = CounterMetricFamily(f"machnet_engine_{name}", what, labels=labels)
             for values, row in rows:
                 family.add_metric(values, row["host"][name])
+            yield family
+        for name, what in VIEW_STATS.items():
+            family = CounterMetricFamily(f"machnet_between_{name}", what, labels=labels)
+            for values, row in rows:
+                if name in row["between"]:
+                    family.add_metric(values, row["between"][name])
             yield family
         memory = GaugeMetricFamily("machnet_engine_memory_bytes", "address space", labels=labels)
         lingering = GaugeMetricFamily(

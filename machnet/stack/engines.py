@@ -27,10 +27,23 @@ if TYPE_CHECKING:
     from machnet.stack.clock import Clock
     from machnet.stack.nics import Rss
 
-__all__ = ["EngineView", "Engines", "SharedNic", "open_engines"]
+__all__ = ["VIEW_STATS", "EngineView", "Engines", "SharedNic", "open_engines"]
 
 ENGINES_MAX: int = lib.MN_ENGINES_MAX
 _SECRET_BYTES = 16
+
+#: What `EngineView.stats` counts.
+VIEW_STATS = {
+    "handed_frames": "frames given to other engines",
+    "handed_full": "frames not given to other engines: no room",
+    "taken_frames": "frames got from other engines",
+    "taken_no_pkt": "times that there was no packet for such a frame, which waits",
+    "dispatched": "frames of the NIC spread over other engines",
+    "dispatch_dropped": "frames of the NIC for another engine lost: no room",
+    "relayed": "frames of other engines transmitted",
+    "tx_full": "bursts cut short: no room on the way to the engine that transmits",
+    "wakes": "sleeping engines woken",
+}
 
 
 class EngineView(Nic):
@@ -74,10 +87,10 @@ class EngineView(Nic):
             raise os_error(-rc, f"{self}: joining the engines")
 
     def stats(self) -> dict[str, int]:
-        """Frames handed over, dispatched, relayed and lost; see ``struct mn_shared_stats``."""
+        """Frames handed over, dispatched, relayed and lost: `VIEW_STATS`."""
         out = ffi.new("struct mn_shared_stats *")
         lib.mn_shared_nic_get_stats(self.native, out)
-        return {name: int(getattr(out, name)) for name, _ in ffi.typeof(out).item.fields}
+        return {name: int(getattr(out, name)) for name in VIEW_STATS}
 
     def _release(self) -> None:
         lib.mn_shared_nic_close(self._handle)

@@ -10,8 +10,9 @@ import pytest
 from engines_net import OURS, PEER, echo, net
 
 import machnet
+from machnet._native import ffi
 from machnet.sim import Wire
-from machnet.stack.engines import SharedNic, open_engines
+from machnet.stack.engines import VIEW_STATS, SharedNic, open_engines
 from machnet.stack.nics import Capture, Rss
 from machnet.testing import tcp
 from machnet.testing.nic import NicHandle, check_nic
@@ -163,3 +164,9 @@ def test_a_frame_that_was_handed_over_is_the_same_frame():
         while len(got) < len(data):
             got += accepted.read(timeout=1)
         assert got == data
+
+
+def test_each_counter_of_a_view_says_what_it_counts():
+    fields = [name for name, _ in ffi.typeof("struct mn_shared_stats").fields]
+    assert list(VIEW_STATS) == fields
+    assert all(VIEW_STATS.values())
