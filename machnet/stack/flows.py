@@ -139,7 +139,7 @@ class Listener:
     Attributes:
         channel: The channel whose flows they become.
         id: Its number.
-        protocol: "tcp" or "stream".
+        protocol: "udp", "tcp" or "stream".
         local: Address ("0.0.0.0": any of the engine's) and port.
     """
 

@@ -34,13 +34,14 @@ TCP_STATES = (
 class SocketInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One connection or listener, as `Stack.sockets` lists it.
 
-    Bytes and sequence numbers are those of the byte stream; times are microseconds.
+    Bytes and sequence numbers are those of the byte stream, sequence numbers and windows of "udp" count
+    packets; times are microseconds.
 
     Attributes:
         local: Our address and port.
         remote: The peer's; ("0.0.0.0", 0) for a listener.
         state: One of `TCP_STATES`.
-        protocol: "tcp" or "stream".
+        protocol: "udp", "tcp" or "stream".
         channel: Number of the channel that it belongs to.
         flow: Its id there.
         mss: Payload bytes of a full segment.

@@ -48,6 +48,10 @@ static void try_udp(const uint8_t *p, uint32_t len)
 
     if (mn_udp_parse(p, len, &udp) == 0) {
         inside(p, len, udp.payload, udp.payload_len);
+        struct mn_mnp mnp;
+        if (mn_mnp_parse(udp.payload, udp.payload_len, &mnp) == 0) {
+            inside(udp.payload, udp.payload_len, mnp.payload, mnp.payload_len);
+        }
     }
     (void)mn_udp_csum_ok(1, 2, p, len);
 }
