@@ -44,7 +44,7 @@ def run_tool(command: Sequence[str | Path], cwd: Path) -> str:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_S,
+        timeout=4 * PATIENCE_S,
     )
     assert done.returncode == 0, f"{command[0]} failed\n{done.stdout}{done.stderr}"
     return done.stdout
