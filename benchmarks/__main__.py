@@ -206,5 +206,56 @@ def sim_command(seconds: float, repeats: int, hosts: int, as_json: bool) -> None
     console.print("many hosts on a switch:", report["many_hosts"])
 
 
+@main.command(name="sidecar")
+@click.option("--seconds", default=1.0, type=click.FloatRange(0.1, 5.0), help="Length of a run.")
+@click.option("--repeats", default=3, type=click.IntRange(min=1), help="Runs of each row.")
+@click.option("--poll", default="adaptive", type=click.Choice(["adaptive", "busy"]))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def sidecar_command(seconds: float, repeats: int, poll: str, as_json: bool) -> None:
+    """Experiments 1, 2 and 3 of the TCP guide through sidecars; needs a TAP device."""
+    from benchmarks import sidecar  # it wants machnet installed, which the others do without
+
+    before = machine.cache_line_round_trip_ns()
+    results = sidecar.measure(seconds, repeats, poll, progress)
+    report: dict[str, Any] = {
+        "benchmark": "sidecar",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine.describe(),
+        "seconds": seconds,
+        "repeats": repeats,
+        "poll": poll,
+        "cache_line_round_trip_ns": {
+            "before": before,
+            "after": machine.cache_line_round_trip_ns(),
+        },
+        "results": results,
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    table = Table(title="message generators through sidecars, every role a process")
+    names = ("experiment", "bytes", "window", "messages/s", "min..max", "p50 us", "p99 us")
+    for name in (*names, "x original"):
+        table.add_column(name, justify="left" if name == "experiment" else "right", no_wrap=True)
+    for row in results:
+        rate = row["msgs_per_s"]
+        kind = f"{row['experiment']}, {row['protocol']}" if row["experiment"] else "kernel, tcp"
+        table.add_row(
+            kind,
+            str(row["msg_size_bytes"]),
+            str(row["msg_window"]),
+            f"{rate['median']:,.0f}",
+            f"{rate['min']:,.0f}..{rate['max']:,.0f}",
+            f"{row['p50_us']:.1f}",
+            f"{row['p99_us']:.1f}",
+            str(row.get("times_the_original", "")),
+            end_section=row["experiment"] == 3,
+        )
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    trips = report["cache_line_round_trip_ns"]
+    console.print(f"cache-line round trip: {trips['before']} ns before, {trips['after']} ns after")
+
+
 if __name__ == "__main__":
     main()
