@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import socket
 import struct
 from typing import NamedTuple
@@ -17,7 +18,8 @@ __all__ = ["GROUP_DEFAULT", "AllowList", "Peer", "peer_of"]
 GROUP_DEFAULT = "machnet"
 
 _SO_PEERGROUPS = 59
-_GROUPS_MAX = 65536
+#: Python asks for no more.
+_GETSOCKOPT_BYTES_MAX = 1024
 
 
 class Peer(NamedTuple):
@@ -40,14 +42,18 @@ def peer_of(sock: socket.socket) -> Peer:
         "3I", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     )
     try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 64)
-    except OSError:
-        try:
-            raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
-        except OSError:
-            raw = b""  # a kernel before 4.13
-    groups = struct.unpack(f"{len(raw) // 4}I", raw)
+        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GETSOCKOPT_BYTES_MAX)
+        groups = struct.unpack(f"{len(raw) // 4}I", raw)
+    except OSError:  # more of them, or a kernel before 4.13
+        groups = _groups_of_user(uid, gid)
     return Peer(pid, uid, gid, frozenset(groups) | {gid})
+
+
+def _groups_of_user(uid: int, gid: int) -> tuple[int, ...]:
+    try:
+        return tuple(os.getgrouplist(pwd.getpwuid(uid).pw_name, gid))
+    except KeyError:
+        return ()
 
 
 class AllowList:

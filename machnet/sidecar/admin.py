@@ -193,8 +193,8 @@ class Admin:
             connection, number, question = asked
             try:
                 found = answer(question, self._engines, self._status)
-            except (OSError, ValueError, RuntimeError) as error:
-                found = {"error": str(error)}  # the engines are being closed
+            except Exception as error:  # noqa: BLE001 - others' questions are still to be answered
+                found = {"error": f"{type(error).__name__}: {error}"}
             self._answers.put((connection, number, found))
             with contextlib.suppress(BlockingIOError):  # then it is readable already
                 os.write(self._wake, b"x")

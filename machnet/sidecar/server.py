@@ -39,6 +39,8 @@ PENDING_MAX = 64
 HELLO_S = 2.0
 #: Connections accepted before others get their turn.
 _ACCEPTS = 64
+#: How long none is accepted after one could not be.
+_ACCEPT_PAUSE_S = 0.1
 _CHAN_VERSION: int = lib.MN_CHAN_VERSION
 LINGER_DEFAULT: int = lib.MN_LINGER_DEFAULT
 
@@ -71,6 +73,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._selector.register(control.sock, selectors.EVENT_READ, self._accept)
         self._listening = True
+        self._accept_again_at: float | None = None
         #: What has happened, by name: for metrics.
         self.counters: collections.Counter[str] = collections.Counter()
         self.admin = Admin(engines, self.status)
@@ -114,6 +117,8 @@ class Server:
             timeout = TICK_S if timeout is None else min(timeout, TICK_S)
         if self._pending:
             timeout = 1.0 if timeout is None else min(timeout, 1.0)
+        if self._accept_again_at is not None:
+            timeout = _ACCEPT_PAUSE_S if timeout is None else min(timeout, _ACCEPT_PAUSE_S)
         for key, _ in self._selector.select(timeout):
             if isinstance(key.data, Connection):
                 if not key.data.closed:
@@ -121,6 +126,8 @@ class Server:
             else:
                 key.data()
         self._expire()
+        if self._accept_again_at is not None and time.monotonic() >= self._accept_again_at:
+            self._accept_again()
         if self._captures:
             self._captures.tick()
 
@@ -141,8 +148,9 @@ class Server:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                self._log.error("accept_failed", why=error.strerror)
+                self._log.warning("accept_failed", why=error.strerror)
                 self._make_room()
+                self._pause_accepting()
                 return
             self.counters["connects"] += 1
             sock.setblocking(False)
@@ -157,6 +165,15 @@ class Server:
             self._pending[connection] = None
             if len(self._pending) > PENDING_MAX:
                 self._make_room()
+
+    def _pause_accepting(self) -> None:
+        """Without a free descriptor the listener would stay readable, and nothing come of it."""
+        self._selector.unregister(self._control.sock)
+        self._accept_again_at = time.monotonic() + _ACCEPT_PAUSE_S
+
+    def _accept_again(self) -> None:
+        self._accept_again_at = None
+        self._selector.register(self._control.sock, selectors.EVENT_READ, self._accept)
 
     def _make_room(self) -> None:
         """The oldest connection without a hello says it now, or goes."""
@@ -467,7 +484,9 @@ class Server:
         """Take no more connections. Again: nothing."""
         if self._listening:
             self._listening = False
-            self._selector.unregister(self._control.sock)
+            if self._accept_again_at is None:
+                self._selector.unregister(self._control.sock)
+            self._accept_again_at = None
             self._control.close()
 
     def drain(self, linger_ms: int) -> None:
