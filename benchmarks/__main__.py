@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine, pair
+from benchmarks import channel, machine, pair
 from benchmarks.peers import lwip
 
 STACKS = ("lwip", "machnet-raw", "machnet-framed")
@@ -255,6 +255,57 @@ def sidecar_command(seconds: float, repeats: int, poll: str, as_json: bool) -> N
     console.print(table)
     trips = report["cache_line_round_trip_ns"]
     console.print(f"cache-line round trip: {trips['before']} ns before, {trips['after']} ns after")
+
+
+@main.command(name="channel")
+@click.option("--seconds", default=1.0, type=click.FloatRange(min=0.05), help="Length of a run.")
+@click.option("--mode", "modes", multiple=True, type=click.Choice(channel.MODES), help="Only this.")
+@click.option("--python/--no-python", "with_python", default=True, help="Python's calls as well.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def channel_command(
+    seconds: float, modes: tuple[str, ...], with_python: bool, as_json: bool
+) -> None:
+    """A channel between two processes by itself: round trips, messages per second, Python's calls."""
+    program = channel.build()
+    trip_ns = machine.cache_line_round_trip_ns()
+    rows = []
+    for mode in modes or channel.MODES:
+        progress(f"channel: {mode}")
+        rows += channel.run(program, mode, seconds)
+    report: dict[str, Any] = {
+        "benchmark": "channel",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine.describe(),
+        "seconds": seconds,
+        "rows": rows,
+    }
+    if with_python:
+        progress("channel: Python")
+        report["python_ns_per_message"] = channel.python_calls(program)
+    report["cache_line_round_trip_ns"] = {
+        "before": trip_ns,
+        "after": machine.cache_line_round_trip_ns(),
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    table = Table(title="a channel between two processes, copies in and out included")
+    for name in ("row", "mode", "bytes", "ns p50", "ns p99", "M/s", "best M/s"):
+        table.add_column(name, justify="left" if name in {"row", "mode"} else "right")
+    for r in rows:
+        table.add_row(
+            r["row"],
+            r["mode"],
+            str(r["len"]),
+            *(str(r.get(name, "")) for name in ("ns_p50", "ns_p99")),
+            f"{r['per_s'] / 1e6:.3f}",
+            f"{r['best_per_s'] / 1e6:.3f}" if "best_per_s" in r else "",
+        )
+    console = Console()
+    console.print(table)
+    if with_python:
+        console.print("Python, ns a message:", report["python_ns_per_message"])
+    console.print("cache-line round trip:", report["cache_line_round_trip_ns"])
 
 
 if __name__ == "__main__":
