@@ -24,6 +24,9 @@ Filters:    mnp.seqno == 7                    one packet and its retransmissions
             mnp.message.bytes > 1000000       packets that complete a large message
             mnp.expert                        all that is remarkable
 
+On ports that another protocol is known for (7 is echo): -o udp.try_heuristic_first:TRUE, or
+-d udp.port==7,mnp.
+
 The mode of a flow is read from its handshake. Where that was not captured it is taken for plain
 mode; -o mnp.unseen:extended says otherwise. Filters for tshark are quoted for the shell.
 """

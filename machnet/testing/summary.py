@@ -25,6 +25,9 @@ _UNREACHABLE = {
     13: "host {dst} unreachable - admin prohibited filter",
 }
 
+_MNP_BYTES = 54
+_MNP_KINDS = {0: "DATA", 1: "SYN", 2: "ACK", 3: "SYN-ACK", 4: "FIN", 0x80: "RST"}
+
 
 def _option(option: tuple[Any, Any]) -> str:
     name, value = option
@@ -91,6 +94,22 @@ def _arp(packet: Packet) -> str:
     return f"ARP, op {arp.op} from {arp.sender_ip} to {arp.target_ip}, length 28"
 
 
+def _mnp(data: bytes) -> str:
+    """The Machnet message protocol (docs/protocol.md); "" if it is something else."""
+    if len(data) < _MNP_BYTES or data[:2] != b"NS" or data[2] not in _MNP_KINDS:
+        return ""
+    kind, ack = data[2], int.from_bytes(data[8:12], "big")
+    text = f"MNP {_MNP_KINDS[kind]} seq {int.from_bytes(data[4:8], 'big')}"
+    if kind != 1 and ack != 0xFFFFFFFF:
+        text += f", ack {ack}"
+    if kind in {1, 3} and data[12:16] == b"MNXT":
+        text += ", extended"
+    if kind == 0:
+        flags = [name for bit, name in enumerate(("first", "more", "last")) if data[3] >> bit & 1]
+        text += f" [{' '.join(flags) or 'none'}]"
+    return f"{text}, length {len(data) - _MNP_BYTES}"
+
+
 def _ip(packet: Packet, ip: Ipv4) -> str:
     length = ip.total_len - ip.header_len
     if ip.frag_offset or (ip.mf and packet.kind == "ip"):
@@ -102,8 +121,8 @@ def _ip(packet: Packet, ip: Ipv4) -> str:
     if tcp is not None:
         return f"{ip.src}.{tcp.sport} > {ip.dst}.{tcp.dport}: {_tcp(tcp)}"
     if udp is not None:
-        size = len(udp.payload)
-        return f"{ip.src}.{udp.sport} > {ip.dst}.{udp.dport}: UDP, length {size}"
+        text = _mnp(udp.payload) or f"UDP, length {len(udp.payload)}"
+        return f"{ip.src}.{udp.sport} > {ip.dst}.{udp.dport}: {text}"
     if icmp is not None:
         return f"{ip.src} > {ip.dst}: {_icmp(icmp, length)}"
     return f"{ip.src} > {ip.dst}: ip-proto-{ip.proto} {length}"

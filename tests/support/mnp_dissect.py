@@ -30,7 +30,9 @@ def tshark(*args: str) -> str:
         pytest.skip("tshark is not installed")
     environment = {name: text for name, text in os.environ.items() if name != "LD_PRELOAD"}
     run = subprocess.run(
-        ["tshark", "-n", "-X", f"lua_script:{dissector_path()}", *args],
+        # Also on ports that another protocol is known for.
+        ["tshark", "-n", "-X", f"lua_script:{dissector_path()}",
+         "-o", "udp.try_heuristic_first:TRUE", *args],
         check=True, capture_output=True, text=True, timeout=60, env=environment,
     )  # fmt: skip
     assert "Lua" not in run.stderr, run.stderr

@@ -490,6 +490,21 @@ SUMMARIES = [
     ("tcp", {"flags": ""}, "10.0.0.1.49152 > 10.0.0.2.80: Flags [none], win 65535, length 0"),
     ("udp", {"payload": b"abc"}, "10.0.0.1.49152 > 10.0.0.2.80: UDP, length 3"),
     (
+        "udp",
+        {"payload": b"NS\1\0" + b"\0\0\0\7" + bytes(4) + b"MNXT" + bytes(38)},
+        "10.0.0.1.49152 > 10.0.0.2.80: MNP SYN seq 7, extended, length 0",
+    ),
+    (
+        "udp",
+        {"payload": b"NS\0\5" + b"\0\0\0\7" + b"\xff" * 4 + bytes(42) + b"abc"},
+        "10.0.0.1.49152 > 10.0.0.2.80: MNP DATA seq 7 [first last], length 3",
+    ),
+    (
+        "udp",
+        {"payload": b"NS\2\0" + b"\0\0\0\7" + b"\0\0\0\1" + bytes(42)},
+        "10.0.0.1.49152 > 10.0.0.2.80: MNP ACK seq 7, ack 1, length 0",
+    ),
+    (
         "icmp",
         {"icmp_id": 1, "icmp_seq": 2, "payload": b"abc"},
         "10.0.0.1 > 10.0.0.2: ICMP echo request, id 1, seq 2, length 11",
