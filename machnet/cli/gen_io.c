@@ -2,7 +2,6 @@
 #include "machnet/cli/gen_io.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 
 /* The most pieces a message can have: buffers have 512 bytes at least. */
@@ -75,20 +74,6 @@ void gen_io_read(const struct gen_io *io, uint32_t len, struct gen_msg *msg)
         msg->got = data[msg->wrong_at];
 }
 
-/* Who spins for a while only lets others have the CPU meanwhile: they may be those it waits for. */
-static inline void relax(const struct gen_io *io)
-{
-    if (io->spin_ns != UINT64_MAX) {
-        (void)sched_yield();
-        return;
-    }
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
 /* While there is work the clock is read once in so many turns: it costs what a small message does.
  */
 #define TURNS_BLIND 16u
@@ -124,7 +109,7 @@ int gen_io_run(struct gen_io *io, gen_turn_fn turn, void *ctx, uint64_t until_ns
         mn_chan_look(io->chan);
         if (now_ns - idle_since_ns < io->spin_ns) {
             if (io->stack == NULL)
-                relax(io);
+                mn_msg_relax(io->spin_ns);
             continue;
         }
         int rc = mn_chan_wait(io->chan, until_ns - now_ns);

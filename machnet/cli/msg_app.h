@@ -12,6 +12,7 @@
 
 #include <assert.h>
 #include <endian.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -96,6 +97,21 @@ static inline uint64_t mn_msg_now_ns(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * UINT64_C(1000000000) + (uint64_t)now.tv_nsec;
+}
+
+/* Between two looks for work. Who spins for a while only lets others have the CPU meanwhile: they
+ * may be those it waits for. */
+static inline void mn_msg_relax(uint64_t spin_ns)
+{
+    if (spin_ns != UINT64_MAX) {
+        (void)sched_yield();
+        return;
+    }
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
 }
 
 /*

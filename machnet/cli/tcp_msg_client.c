@@ -156,8 +156,10 @@ int mn_tcp_client_run(struct mn_tcp_client *client, uint64_t until_ns, const vol
             busy_at_ns = now_ns;
             continue;
         }
-        if (now_ns - busy_at_ns < client->spin_ns)
+        if (now_ns - busy_at_ns < client->spin_ns) {
+            mn_msg_relax(client->spin_ns);
             continue;
+        }
         if (!client_sleep(client, until_ns - now_ns))
             return 0;
         busy_at_ns = mn_msg_now_ns();

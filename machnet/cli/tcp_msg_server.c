@@ -377,6 +377,8 @@ int mn_tcp_server_run(struct mn_tcp_server *server, uint64_t until_ns, const vol
             if (rc < 0)
                 return rc == -EINTR ? 0 : rc;
             now_ns = mn_msg_now_ns();
+        } else if (rc == 0) {
+            mn_msg_relax(server->spin_ns);
         }
         if (rc > 0)
             busy_at_ns = now_ns;
