@@ -101,8 +101,12 @@ def test_joined_sidecars_carry_messages_of_their_applications() -> None:
         machnet.attach(left.socket) as client,
         machnet.attach(right.socket) as server,
     ):
-        server.listen(right.ip, PORT, protocol="tcp")
-        flow = client.connect(left.ip, right.ip, PORT, protocol="tcp", timeout=TIMEOUT_S)
-        for size in (1, 64, 100_000):
-            client.send(flow, b"x" * size, timeout=TIMEOUT_S)
-            assert len(server.recv(timeout=TIMEOUT_S).data) == size
+        for protocol in ("udp", "tcp"):
+            server.listen(right.ip, PORT, protocol=protocol)
+            flow = client.connect(left.ip, right.ip, PORT, protocol=protocol, timeout=TIMEOUT_S)
+            for size in (1, 64, 100_000):
+                client.send(flow, b"x" * size, timeout=TIMEOUT_S)
+                assert len(server.recv(timeout=TIMEOUT_S).data) == size
+        with Asking(left.socket, "test") as asking:
+            found = {(row["protocol"], row["state"]) for row in asking.ask("ss")}
+            assert found == {("udp", "ESTABLISHED"), ("tcp", "ESTABLISHED")}
