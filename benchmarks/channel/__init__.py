@@ -59,6 +59,7 @@ def run(program: Path, mode: str, seconds: float) -> list[dict[str, Any]]:
 @contextmanager
 def attached(program: Path, job: str, length: int) -> Iterator[machnet.Channel]:
     """A Python channel whose other end is the program."""
+    from machnet._native import lib
     from machnet.stack.lending import attach_fds
 
     ours, theirs = socket.socketpair()
@@ -70,7 +71,7 @@ def attached(program: Path, job: str, length: int) -> Iterator[machnet.Channel]:
         _, fds, _, _ = socket.recv_fds(ours, 16, 3)
     with attach_fds(list(fds), spin_us=float("inf")) as channel:
         while not channel.flows():
-            pass
+            lib.mn_chan_ready(channel._native)
         yield channel
         child.kill()
         child.wait(10)

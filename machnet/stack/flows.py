@@ -7,6 +7,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from machnet.stack.names import format_ip, protocol_name
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Flow", "Listener", "Message"]
 
 
-class Message:
+class Message(msgspec.Struct):
     """What `Channel.recv` returns.
 
     Attributes:
@@ -23,21 +25,8 @@ class Message:
         flow: Where it came from, which is also the handle for answering.
     """
 
-    __slots__ = ("data", "flow")
-
     data: bytes
     flow: Flow
-
-    def __init__(self, data: bytes, flow: Flow) -> None:
-        self.data = data
-        self.flow = flow
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Message):
-            return NotImplemented
-        return self.data == other.data and self.flow == other.flow
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         data = repr(self.data[:32]) + ("..." if len(self.data) > 32 else "")
