@@ -24,8 +24,13 @@ class Stranger:
         self.rng = random.Random(seed)
         self.extended = extended
         self.net = Network(seed=seed)
-        self.host = self.net.host("10.0.0.2", mnp_user_timeout_ms=500)
-        self.raw = self.net.raw_host("10.0.0.1", mac=MAC.hex(":"))
+        # Every other one has packets of several blocks, and next to no blocks.
+        self.mtu = 9000 if seed % 2 else 1500
+        blocks = 12 if seed % 2 else 8192
+        self.host = self.net.host(
+            "10.0.0.2", mtu=self.mtu, mnp_user_timeout_ms=500, ooo_blocks_max=blocks
+        )
+        self.raw = self.net.raw_host("10.0.0.1", mac=MAC.hex(":"), mtu=self.mtu)
         self.net.link(self.host, self.raw, latency="1us")
         self.host.stack.neighbor("10.0.0.1", MAC.hex(":"))
         self.mac = bytes.fromhex(self.host.stack.mac.replace(":", ""))
@@ -91,7 +96,7 @@ class Stranger:
         kind = rng.choice(KINDS)
         payload = b""
         if kind == DATA:
-            payload = rng.randbytes(rng.choice([0, 1, 1, 50, 1418, 1418]))
+            payload = rng.randbytes(rng.choice([0, 1, 1, 50, 1418, self.mtu - 82]))
         flags = rng.choice([5, 5, 5, 3, 2, 4, 0x0D, rng.getrandbits(8)])
         total = rng.choice([len(payload), 3000])
         self.frame(

@@ -190,23 +190,26 @@ static bool grow(struct mn_engine *e, struct mn_tcb *t)
     return true;
 }
 
-/* The first packet of a message: how long that is, or may become. */
+/* The first packet of a message: how long that is, or may become. It may come several times before
+ * there is room, and a peer may have changed its mind meanwhile. */
 static enum mn_mnp_taken begin(struct mn_engine *e, struct mn_tcb *t, bool last, uint32_t msg_len,
                                uint32_t len)
 {
     struct mn_mcb *m = mn_mcb_of(e, t);
     struct mn_lane *l = e->lanes[t->lane];
     struct mn_slot *s = slot_of(e, t);
+    bool again = (s->flags & MN_SF_IN_MSG) != 0, told = (m->feats & MN_MNP_F_MSGLEN) != 0;
 
-    if ((s->flags & MN_SF_IN_MSG) == 0) {
-        if ((m->feats & MN_MNP_F_MSGLEN) == 0) {
-            msg_len = last ? len : mn_min_u32(MN_LARGE_MSG_BYTES, longest(l));
-        } else if (msg_len > MN_MSG_MAX_BYTES) {
-            return broken(e, t, EMSGSIZE);
-        }
-        if (last ? len != msg_len : len >= msg_len) {
-            return broken(e, t, (m->feats & MN_MNP_F_MSGLEN) != 0 ? EPROTO : EMSGSIZE);
-        }
+    if (!told) {
+        msg_len = again ? s->msg_len : last ? len : mn_min_u32(MN_LARGE_MSG_BYTES, longest(l));
+    } else if (msg_len > MN_MSG_MAX_BYTES) {
+        return broken(e, t, EMSGSIZE);
+    }
+    if ((told && last ? len != msg_len : len + !last > msg_len) ||
+        (again && msg_len != s->msg_len)) {
+        return broken(e, t, told ? EPROTO : EMSGSIZE);
+    }
+    if (!again) {
         s->flags |= MN_SF_IN_MSG;
         s->msg_len = msg_len;
         s->msg_have = 0;

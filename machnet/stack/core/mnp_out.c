@@ -78,7 +78,7 @@ void mn_mnp_reply_rst(struct mn_engine *e, const struct mn_ipv4 *ip, const struc
         .nbr = MN_NIL,
     };
     struct mn_mnp_repr r = {
-        .kind = MN_MNP_RST, .ext = true, .seq = seq, .ack = ack, .word12 = reason};
+        .kind = MN_MNP_RST, .ext = e->cfg.mnp_extended, .seq = seq, .ack = ack, .word12 = reason};
 
     if (!mn_bucket_take(e, &e->rst_bucket, e->cfg.rst_per_s)) {
         e->stats.drop_rst_limited++;
