@@ -9,6 +9,7 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct mn_shim_conn *conn; /* of this process; its channels may be on older ones */
 static bool inited;               /* machnet_init has succeeded here or in a parent */
+static MachnetChannelCtx_t *all;  /* so that a program that ends without detaching leaks nothing */
 
 static void before_fork(void)
 {
@@ -158,6 +159,10 @@ int mn_shim_attach(MachnetChannelCtx_t **out)
     if (rc == 0) {
         pthread_mutex_lock(&lock);
         rc = ctx_attach(ctx);
+        if (rc == 0) {
+            ctx->next = all;
+            all = ctx;
+        }
         pthread_mutex_unlock(&lock);
     }
     if (rc < 0) {
@@ -182,6 +187,12 @@ int mn_shim_detach(MachnetChannelCtx_t *ctx)
         rc = rc == -EPIPE || rc == -ENOENT ? 0 : rc; /* a dead sidecar holds no channel */
     }
     pthread_mutex_lock(&lock);
+    for (MachnetChannelCtx_t **p = &all; *p != NULL; p = &(*p)->next) {
+        if (*p == ctx) {
+            *p = ctx->next;
+            break;
+        }
+    }
     conn_put(ctx->conn);
     pthread_mutex_unlock(&lock);
     ctx_free(ctx);

@@ -60,7 +60,8 @@ struct MachnetChannelCtx {
     uint32_t n_streams, streams_cap;
     uint32_t next_stream;
 
-    uint8_t *scratch; /* messages on their way between pieces and a channel */
+    struct MachnetChannelCtx *next; /* in the list of all */
+    uint8_t *scratch;               /* messages on their way between pieces and a channel */
     uint64_t scratch_bytes;
 };
 
