@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
 from machnet.config import ChannelSettings
@@ -19,6 +19,10 @@ from machnet.stack.engines import EngineView, SharedNic
 from machnet.stack.lending import Lent, lend
 from machnet.stack.nics import Nic, Tap, open_nic, with_faults
 from machnet.stack.stack import Stack
+
+if TYPE_CHECKING:
+    from machnet.stack.clock import Clock
+    from machnet.stack.nics import Wire
 
 __all__ = ["Engines", "Port", "Recorder", "SwitchedNic", "channel_bytes"]
 
@@ -50,6 +54,14 @@ class SwitchedNic(Nic):
         """The inner NIC's, and its own for the stamps of a capture."""
         mine = (ffi.addressof(lib, "mn_capswitch_set_now"), self.native)
         return [*self._inner.watchers(), mine]
+
+    def new_clock(self) -> Clock:
+        """The clock of the inner NIC."""
+        return self._inner.new_clock()
+
+    def hand_fed_wire(self) -> Wire | None:
+        """The inner NIC's."""
+        return self._inner.hand_fed_wire()
 
     def prepare(self, ip: str, isn: int | None) -> int | None:
         """What the inner NIC needs."""
