@@ -102,6 +102,7 @@ def test_descriptors_are_made_blocking_and_filled(lab):
             lab.served(1)
             lab.drain_sink()
         # Full: whoever writes to it now waits, which can only be the application.
+        raw.kick(lent)  # or the read would wait for one
         os.read(kick, 8)
         os.write(kick, (2**64 - 2).to_bytes(8, "little"))
         lab.served(20)
