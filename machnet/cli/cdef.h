@@ -114,6 +114,7 @@ struct mn_gen_config {
     struct mn_chan *chan;
     struct mn_stack *stack;
     uint64_t msgs_max;
+    uint64_t rate_per_s;
     uint64_t spin_ns;
     uint32_t msg_size;
     uint32_t window;

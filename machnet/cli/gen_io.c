@@ -14,6 +14,7 @@ int gen_io_open(struct gen_io *io, const struct mn_gen_config *config, struct mn
         .chan = config->chan,
         .stack = config->stack,
         .spin_ns = config->spin_ns,
+        .wake_ns = UINT64_MAX,
         .msg_size = config->msg_size,
         .verify = config->verify,
     };
@@ -77,6 +78,21 @@ void gen_io_read(const struct gen_io *io, uint32_t len, struct gen_msg *msg)
 /* While there is work the clock is read once in so many turns: it costs what a small message does.
  */
 #define TURNS_BLIND 16u
+/* A sleeper that wakes this much before a message is due is in time. */
+#define EARLY_NS UINT64_C(100000)
+
+/* How long a turn has nothing to do unless something comes in; 0: not at all. */
+static uint64_t idle_time(const struct gen_io *io, uint64_t now_ns, uint64_t until_ns)
+{
+    uint64_t early_ns = io->spin_ns > 0 ? EARLY_NS : 0;
+    uint64_t wake_ns = io->wake_ns;
+
+    if (wake_ns != UINT64_MAX)
+        wake_ns -= early_ns < wake_ns ? early_ns : wake_ns;
+    if (wake_ns > until_ns)
+        wake_ns = until_ns;
+    return wake_ns > now_ns ? wake_ns - now_ns : 0;
+}
 
 int gen_io_run(struct gen_io *io, gen_turn_fn turn, void *ctx, uint64_t until_ns,
                const volatile int *stop)
@@ -107,12 +123,13 @@ int gen_io_run(struct gen_io *io, gen_turn_fn turn, void *ctx, uint64_t until_ns
         if (idle_since_ns == 0)
             idle_since_ns = now_ns;
         mn_chan_look(io->chan);
-        if (now_ns - idle_since_ns < io->spin_ns) {
+        uint64_t idle_ns = idle_time(io, now_ns, until_ns);
+        if (idle_ns == 0 || now_ns - idle_since_ns < io->spin_ns) {
             if (io->stack == NULL)
                 mn_msg_relax(io->spin_ns);
             continue;
         }
-        int rc = mn_chan_wait(io->chan, until_ns - now_ns);
+        int rc = mn_chan_wait(io->chan, idle_ns);
         if (rc < 0)
             return rc == -EINTR ? 0 : rc;
         idle_since_ns = 0;

@@ -13,6 +13,7 @@ struct gen_io {
     struct mn_chan *chan;
     struct mn_stack *stack; /* NULL: its thread polls it */
     uint64_t spin_ns;
+    uint64_t wake_ns; /* a turn has something to do then; UINT64_MAX: it waits for the channel */
     uint32_t msg_size;
     bool verify;
     uint8_t *out;           /* a message of msg_size bytes with the pattern in it */

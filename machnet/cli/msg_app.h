@@ -128,6 +128,9 @@ struct mn_msg_client {
     bool verify;
     bool draining;               /* send nothing new, only wait for what is in flight */
     uint64_t msgs_left;          /* still to be sent; UINT64_MAX is no limit */
+    uint64_t rate_per_s;         /* messages are due by the clock; 0: whenever one can be sent */
+    uint64_t start_ns;           /* when the first one was due, with a rate */
+    uint64_t number;             /* of the next one, with a rate */
     struct mn_msg_fault payload; /* the first wrong payload */
     struct mn_msg_fault fatal;   /* what ended the run */
 };
@@ -144,10 +147,37 @@ void mn_msg_client_close(struct mn_msg_client *client);
 int mn_msg_client_reply(struct mn_msg_client *client, uint64_t slot, uint32_t length,
                         uint32_t wrong_at, uint8_t got, uint64_t now_ns);
 
-/* Whether a message may be sent now. Takes the slot: it is in flight from `now_ns` on. */
+/* When the next message is due, with a rate; UINT64_MAX when none can be sent anyway. */
+static inline uint64_t mn_msg_client_due_ns(const struct mn_msg_client *client)
+{
+    uint64_t rate = client->rate_per_s, n = client->number;
+
+    if (client->idle_count == 0 || client->msgs_left == 0 || client->draining || rate == 0)
+        return UINT64_MAX;
+    return client->start_ns + n / rate * UINT64_C(1000000000) +
+           n % rate * UINT64_C(1000000000) / rate;
+}
+
+/* With a rate: false when no message is due; else *due_ns says when the next one was. */
+static inline bool mn_msg_client_is_due(struct mn_msg_client *client, uint64_t now_ns,
+                                        uint64_t *due_ns)
+{
+    if (client->start_ns == 0)
+        client->start_ns = now_ns;
+    *due_ns = mn_msg_client_due_ns(client);
+    if (*due_ns > now_ns)
+        return false;
+    client->number++;
+    return true;
+}
+
+/* Whether a message may be sent now. Takes the slot: it is in flight from `now_ns` on, or, with a
+ * rate, from when it was due: what it had to wait for is part of its round trip. */
 static inline bool mn_msg_client_next(struct mn_msg_client *client, uint64_t now_ns, uint32_t *slot)
 {
     if (client->idle_count == 0 || client->msgs_left == 0 || client->draining)
+        return false;
+    if (client->rate_per_s != 0 && !mn_msg_client_is_due(client, now_ns, &now_ns))
         return false;
     if (client->msgs_left != UINT64_MAX)
         client->msgs_left--;
@@ -163,6 +193,7 @@ static inline void mn_msg_client_untake(struct mn_msg_client *client, uint32_t s
     client->idle[client->idle_count++] = slot;
     if (client->msgs_left != UINT64_MAX)
         client->msgs_left++;
+    client->number -= client->rate_per_s != 0;
 }
 
 static inline uint32_t mn_msg_client_in_flight(const struct mn_msg_client *client)

@@ -20,6 +20,7 @@ struct mn_gen_config {
     struct mn_chan *chan;   /* stays the caller's, who leaves it alone during a run */
     struct mn_stack *stack; /* to be polled by the loop, or NULL: it has its own thread */
     uint64_t msgs_max;      /* client only; 0 is no limit */
+    uint64_t rate_per_s;    /* client only: messages by the clock; 0: as fast as it goes */
     uint64_t spin_ns;       /* how long to look for work before sleeping; UINT64_MAX never sleeps */
     uint32_t msg_size;
     uint32_t window; /* client only */

@@ -136,6 +136,7 @@ def _run_client(reporter: Reporter, settings: dict[str, Any]) -> int:
                 channel.set_option(flow, option, value)
         config = _config(channel, settings)
         config.flow = flow.id
+        config.rate_per_s = settings["rate"] or 0
         return run(
             NativeClient("mn_gen", config),
             reporter,
@@ -174,6 +175,8 @@ _OWN_NIC = {
 
 def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
     """Refuse what the command line must not ask for, each with what to do instead."""
+    if settings["rate"] and not settings["remote_ip"]:
+        raise click.UsageError("--rate is for a client (--remote_ip).", ctx)
     if settings["nic"] is None:
         for name, otherwise in _OWN_NIC.items():
             if settings[name] != otherwise:
@@ -198,6 +201,12 @@ def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
     default="udp",
     show_default=True,
     help="Transport: udp is Machnet's own, between machnet hosts; tcp speaks to any TCP program.",
+)
+@click.option(
+    "--rate",
+    type=Integer(1, 1_000_000_000, "messages per second"),
+    help="Messages per second, by the clock (client): a round trip counts from when its message was "
+    "due, also when it had to wait for a place in --msg_window.  [default: as fast as it goes]",
 )
 @click.option(
     "--socket",

@@ -24,6 +24,7 @@ struct mn_gen_client *mn_gen_client_new(const struct mn_gen_config *config,
         mn_gen_client_free(client);
         return NULL;
     }
+    client->app.rate_per_s = config->rate_per_s;
     return client;
 }
 
@@ -126,6 +127,7 @@ static int client_turn(void *ctx)
     if (got < 0)
         return got;
     int sent = client_send(client);
+    client->io.wake_ns = mn_msg_client_due_ns(&client->app);
     if (mn_msg_client_done(&client->app))
         return GEN_FINISHED;
     if (got > 0 || sent > 0)

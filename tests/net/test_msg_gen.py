@@ -556,6 +556,7 @@ def test_pcap_has_the_frames(lab, tmp_path):
     [
         ([], "Missing option '--local_ip'"),
         (["--local_ip=10.0.0.2", "--kernel_ip=10.0.0.1"], "--kernel_ip is for a NIC of msg_gen's"),
+        (["--local_ip=10.0.0.2", "--rate=5"], "--rate is for a client"),
         (["--local_ip=10.0.0.2", "--engine=thread"], "--engine is for a NIC of msg_gen's own"),
         (["--local_ip=10.0.0.2", "--nic=tap:mn0", "--socket=x"], "--socket is the sidecar's"),
         (["--local_ip=10.0.0.2", "--nic=link:x", "--kernel_ip=10.0.0.1"], "is for a TAP"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -99,6 +100,28 @@ class TestExperiment2:
         flags = (f"--protocol={protocol}", f"--remote_ip={far.ip}", "--msg_nr=200", "--json")
         end = final(start(*at(far, *flags), module=MSG_GEN))
         assert (end["tx_msgs"], end["rx_msgs"], end["errors"]) == (200, 200, 0)
+
+    def test_a_rate_is_kept_and_waiting_is_part_of_the_round_trip(
+        self, pair: tuple[Sidecar, Sidecar], start: Callable[..., Tool], protocol: str
+    ) -> None:
+        near, far = pair
+        server = start(*at(far, f"--protocol={protocol}"), module=MSG_GEN)
+        server.listening_port()
+        flags = (f"--protocol={protocol}", f"--remote_ip={far.ip}", "--rate=500", "--msg_nr=250")
+        client = start(*at(near, *flags, "--msg_window=4", "--json"), module=MSG_GEN)
+        client.line("Connected", "err")
+        server.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, server.process.pid, os.WSTOPPED | os.WNOWAIT)
+        assert signal.sigtimedwait([], 0.4) is None  # this is how long nobody answers
+        server.signal(signal.SIGCONT)
+        end = final(client)
+        assert (end["tx_msgs"], end["rx_msgs"], end["errors"]) == (250, 250, 0)
+        # The last one was due 498 ms after the first.
+        assert end["elapsed_s"] >= 0.498
+        assert end["parameters"]["rate_per_s"] == 500
+        # Only four were on their way, but all that were due meanwhile waited.
+        assert end["latency_us"]["max"] >= 300_000
+        assert end["latency_us"]["p90"] >= 100_000
 
     def test_no_server(
         self, pair: tuple[Sidecar, Sidecar], start: Callable[..., Tool], protocol: str
