@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 import json
 import os
 import pty
@@ -50,15 +52,16 @@ class Scene:
             self.channel.send(message.flow, b"pong")
             assert self.client.recv(8, socket.MSG_WAITALL) == b"\0\0\0\4pong"
 
-    def command(self, *args: str, timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command_line(self.sidecar.socket, *args),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            cwd=Path(machnet.__file__).resolve().parent.parent,
-            check=False,
-        )
+    def command(self, name: str, *args: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, in this process: most of the time of one is its start."""
+        main = importlib.import_module(f"machnet.cli.{name}").main
+        out, err, status = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main([f"--socket={self.sidecar.socket}", *args], prog_name=f"machnet {name}")
+            except SystemExit as end:
+                status = int(end.code or 0)
+        return subprocess.CompletedProcess([name, *args], status, out.getvalue(), err.getvalue())
 
     def start(self, *args: str, **options: object) -> subprocess.Popen[str]:
         return subprocess.Popen(
