@@ -20,7 +20,7 @@ from machnet.stack.lending import Lent, lend
 
 IP = "10.0.0.2"
 SMALL = ChannelSettings(buf_bytes=512, tx_bufs=64, rx_bufs=64, flows_max=16, ctl_slots=16)
-_WAIT_S = 3.0
+_WAIT_S = 20.0
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
