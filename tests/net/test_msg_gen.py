@@ -247,6 +247,8 @@ def test_duration_and_the_parameters_in_json(lab):
         "msg_size_bytes": 64,
         "msg_window": 2,
         "msg_nr": None,
+        "rate_per_s": None,
+        "socket": None,
         "verify": False,
         "duration_s": 0.3,
         "poll": "adaptive",
