@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import pytest
-from shm_lab import IP, Lab, Raw, hostile, kills, make_lab
+from shm_lab import IP, Lab, Raw, eventually, hostile, kills, make_lab
 from shm_local import attach_to
 
 import machnet
@@ -139,6 +139,22 @@ def test_commands_that_make_no_sense(lab, fields):
             raw.command(**fields)
         raw.kick(lent)
         lab.served()
+    lab.clean()
+
+
+@pytest.mark.parametrize("proto", [lib.MN_PROTO_UDP, lib.MN_PROTO_TCP])
+def test_message_for_a_flow_that_is_still_connecting(lab, proto):
+    """Its id is easily guessed, but nothing can be sent before the other end has answered."""
+    before = lab.stack.stats()["drop_stale_flow"]
+    with hostile(lab) as (lent, raw):
+        raw.command(
+            op=lib.MN_CTL_CONNECT, token=1, proto=proto, remote_ip=0x0A000002, remote_port=9
+        )
+        raw.desc(0, 100, 0, WHOLE)
+        raw.kick(lent)
+        eventually(lambda: lab.stack.stats()["drop_stale_flow"] > before, "the message's end")
+        lab.served()
+        assert lent.dead == 0
     lab.clean()
 
 

@@ -62,10 +62,12 @@ static void tx_append(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
     }
 }
 
-/* The flow can still be sent on. */
+/* The flow can be sent on: still, and already (its id can be guessed before the connect's RESULT).
+ */
 static bool slot_sends(const struct mn_slot *s)
 {
-    return s != NULL && s->tcb != MN_NIL && (s->flags & (MN_SF_SHUT | MN_SF_CLOSED)) == 0;
+    return s != NULL && s->tcb != MN_NIL &&
+           (s->flags & (MN_SF_SHUT | MN_SF_CLOSED | MN_SF_CONNECTING)) == 0;
 }
 
 static bool submit_stream(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s,
