@@ -57,6 +57,7 @@ struct mn_mcb {
     uint32_t last_ack; /* plain: what the last ACK said */
     uint64_t ack_ns;   /* and when */
     uint32_t wnd_ts;   /* timestamp of the packet that set snd_wnd */
+    uint64_t wnd_ns;   /* and when it came */
     uint32_t wnd_edge; /* right edge of the window that was told last; it may go back */
 
     /* Where the next packet is cut from the send queue: cut_off bytes into slot->tx_cur. */

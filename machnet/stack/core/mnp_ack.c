@@ -5,6 +5,8 @@
 
 #define QUEUE_US   10u                /* a pass of the peer's more or less */
 #define MIN_RTT_NS (10 * MN_NS_PER_S) /* a path may have become longer */
+/* After it a peer's timestamp says nothing: 2^31 us, half a turn of its clock, are 35 minutes. */
+#define TSVAL_IDLE_NS (600 * MN_NS_PER_S)
 
 struct ack {
     const struct mn_mnp *p;
@@ -255,11 +257,13 @@ static void window_in(struct mn_engine *e, struct mn_tcb *t, const struct mn_mnp
     struct mn_mcb *m = mn_mcb_of(e, t);
 
     if ((m->feats & MN_MNP_F_WND) == 0 || p->ack != t->snd_una ||
-        ((m->feats & MN_MNP_F_TS) != 0 && mn_seq_lt(p->tsval, m->wnd_ts))) {
+        ((m->feats & MN_MNP_F_TS) != 0 && mn_seq_lt(p->tsval, m->wnd_ts) &&
+         e->now_ns - m->wnd_ns < TSVAL_IDLE_NS)) {
         return; /* an older packet's */
     }
     uint32_t was = t->snd_wnd;
     m->wnd_ts = p->tsval;
+    m->wnd_ns = e->now_ns;
     t->snd_wnd = mn_min_u32(p->wnd, MN_MNP_WND_MAX);
     if (t->snd_wnd > was) {
         mn_tcp_mark_dirty(e, t);

@@ -35,10 +35,30 @@ int mn_mnp_errno(uint32_t reason)
     return reason < MN_ARRAY_LEN(numbers) ? numbers[reason] : ECONNRESET;
 }
 
+#define TIME_WAIT_LOOK 32u
+
+/* The second half of a block. The oldest memory of a connection gives way to a new one, if it is
+ * found soon among those of TCP. */
+static uint32_t mcb_get(struct mn_engine *e)
+{
+    uint32_t i = mn_pool_get(&e->mcb_pool), old = e->time_wait_age.head;
+
+    for (uint32_t n = 0; i == MN_NIL && old != MN_NIL && n < TIME_WAIT_LOOK; n++) {
+        struct mn_tcb *t = mn_tcb_at(e, old);
+
+        old = t->age_next;
+        if (t->mcb != MN_NIL) {
+            mn_tcp_drop(e, t, 0);
+            i = mn_pool_get(&e->mcb_pool);
+        }
+    }
+    return i;
+}
+
 /* A block with its second half; NULL: no room for either. */
 static struct mn_tcb *conn_alloc(struct mn_engine *e)
 {
-    uint32_t i = mn_pool_get(&e->mcb_pool);
+    uint32_t i = mcb_get(e);
 
     if (i == MN_NIL) {
         return NULL;
@@ -146,6 +166,7 @@ void mn_mnp_apply_syn(struct mn_engine *e, struct mn_tcb *t, const struct mn_mnp
         t->ts_recent = p->tsval;
         m->ts_pending = true;
         m->wnd_ts = p->tsval;
+        m->wnd_ns = e->now_ns;
     }
     t->snd_wnd_max = MN_MNP_WND_MAX;
     t->mss = t->mss_opt = mn_min_u32(mss, mn_mnp_mss(e));

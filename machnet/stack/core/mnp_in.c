@@ -122,7 +122,8 @@ static bool syn_received(struct mn_engine *e, struct mn_tcb *t, const struct mn_
     const struct mn_listener *l = &e->listeners[t->listener];
     bool plain_data = !m->ext && p->kind == MN_MNP_DATA;
 
-    if (!plain_data && p->ack != t->iss + 1) {
+    /* What comes in the pass of the SYN itself can't answer a SYN-ACK that was not sent yet. */
+    if (t->snd_nxt == t->iss || (!plain_data && p->ack != t->iss + 1)) {
         e->stats.drop_mnp_ack++;
         return false;
     }

@@ -256,9 +256,10 @@ enum mn_mnp_taken mn_mnp_deliver(struct mn_engine *e, struct mn_tcb *t, uint8_t 
     if (MN_UNLIKELY((s->flags & MN_SF_CLOSED) != 0 || l->dead != 0)) {
         return MN_MNP_TAKEN;
     }
-    if (((msg_flags & MN_MNP_MORE) != 0) == last ||
-        (first ? (s->flags & MN_SF_IN_MSG) != 0 && s->msg_have > 0
-               : (s->flags & MN_SF_IN_MSG) == 0)) {
+    /* A first packet that found neither buffers nor a block begins the message when it comes again:
+     * another one in its place would have no buffers promised. */
+    bool begun = (s->flags & MN_SF_IN_MSG) != 0 && s->msg_have > 0;
+    if (((msg_flags & MN_MNP_MORE) != 0) == last || first == begun) {
         return broken(e, t, EPROTO);
     }
     if (MN_LIKELY(first && last && (s->flags & MN_SF_IN_MSG) == 0 && (plain || msg_len == len)) &&

@@ -365,6 +365,7 @@ static bool send_new(struct mn_engine *e, struct mn_tcb *t)
         m->round_us = mn_mnp_now_us(e);
         m->round_end = t->snd_nxt;
         m->round_pkts = 0;
+        m->rack_valid = false; /* half a turn of our clock later it would seem to be newer */
     }
     (void)transmit(e, t, t->snd_nxt, pkt);
     t->snd_nxt++;
