@@ -121,3 +121,52 @@ def test_time_wait_gives_way_to_a_new_flow() -> None:
         assert lab.stack.usage()["time_wait"] == 1
         open_flow(lab, 1026)
         assert lab.stack.usage()["mnp_flows"] == 1
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537, 100_000, 56 * 4096, 56 * 4096 + 1])
+def test_longest_plain_message_of_a_small_channel(size: int) -> None:
+    """All buffers but the reserve: the room in those that it has already counts."""
+    with MnpLab(channel={"rx_bufs": 64, "buf_bytes": 4096}) as lab:
+        lab.passive()
+        data = bytes(range(256)) * (size // 256 + 1)
+        ended = False
+        for packet in lab.data(data[:size]):
+            ended |= any(a.net_flags == w.RST for a in lab.put(packet))
+        if size > 56 * 4096:
+            assert ended
+        else:
+            assert lab.ch.recv(timeout=0).data == data[:size]
+        assert lab.stack.usage()["ooo_blocks"] == 0
+
+
+def test_plain_messages_that_grow_do_not_wait_for_each_other_for_ever() -> None:
+    """Each holds what the other needs: after a while the second loses its flow, once only."""
+    with MnpLab(channel={"rx_bufs": 64, "buf_bytes": 4096}) as lab:
+        lab.listen()
+        packets = w.cut(bytes(100_000), 1)
+        ports = (1025, 1026)
+        for port in ports:
+            open_flow(lab, port)
+        up_to = dict.fromkeys(ports, 1)
+        resets = []
+        for turn in range(400):
+            for port in ports:
+                from_port(lab, port)
+                if up_to[port] <= len(packets):
+                    lab.stack.inject(w.frame(lab.path, packets[up_to[port] - 1]))
+            for _, raw in lab.stack.drain():
+                parsed = w.parse_frame(raw)
+                assert parsed is not None
+                path, answer = parsed
+                if answer.net_flags == w.ACK and path.dport not in resets:
+                    up_to[path.dport] = max(up_to[path.dport], answer.ackno)
+                elif answer.net_flags == w.RST and path.dport not in resets:
+                    resets.append(path.dport)
+                    up_to[path.dport] = len(packets) + 1
+            if turn > 2 * len(packets):
+                lab.stack.advance(100 * MS)
+        assert resets == [1026]
+        with pytest.raises(OSError, match="buffer"):
+            lab.ch.recv(timeout=0)
+        assert len(lab.ch.recv(timeout=0).data) == 100_000
+        assert lab.stack.usage()["ooo_blocks"] == 0

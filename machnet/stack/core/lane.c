@@ -194,10 +194,20 @@ void mn_lane_kill(struct mn_lane *l, uint32_t err)
     }
 }
 
+/* A plain message that has grown keeps what it has while it stands in line. Several of them would
+ * wait for each other without end: while nobody has the large place, only who is first may. */
+static bool is_in_the_way(const struct mn_lane *l, const struct mn_slot *s)
+{
+    uint32_t first = l->large.head != MN_NIL ? l->large.head : l->blocked.head;
+
+    return s->proto == MN_PROTO_UDP && s->asm_first != MN_NIL && l->large_slot == MN_NIL &&
+           (uint32_t)(s - l->slots) != first;
+}
+
 /*
- * Somebody waits for buffers: those who were promised some and have had nothing from their peer for
- * large_progress_ms lose their flow. A walk over all flows, but at most once in that time, and only
- * while somebody waits.
+ * Somebody waits for buffers: those who were promised some, or hold some in line, and have had
+ * nothing from their peer for large_progress_ms lose their flow. A walk over all flows, but at most
+ * once in that time, and only while somebody waits.
  */
 void mn_lane_fire(struct mn_engine *e, struct mn_lane *l)
 {
@@ -209,11 +219,12 @@ void mn_lane_fire(struct mn_engine *e, struct mn_lane *l)
     for (uint32_t i = 0; i < l->slot_high; i++) {
         struct mn_slot *s = &l->slots[i];
 
+        bool waits = (s->flags & (MN_SF_WAIT_LARGE | MN_SF_BLOCKED)) != 0;
+
         if (s->state == MN_SLOT_LIVE && s->tcb != MN_NIL &&
-            (s->flags & (MN_SF_IN_MSG | MN_SF_WAIT_LARGE | MN_SF_BLOCKED | MN_SF_CLOSED)) ==
-                MN_SF_IN_MSG &&
-            e->now_ns - s->progress_ns >= patience) {
-            mn_tcp_doom(e, mn_tcb_at(e, s->tcb), ETIMEDOUT);
+            (s->flags & (MN_SF_IN_MSG | MN_SF_CLOSED)) == MN_SF_IN_MSG &&
+            (!waits || is_in_the_way(l, s)) && e->now_ns - s->progress_ns >= patience) {
+            mn_tcp_doom(e, mn_tcb_at(e, s->tcb), waits ? ENOBUFS : ETIMEDOUT);
         }
     }
     mn_timer_arm(&e->wheel, &l->timer, e->now_ns + patience);

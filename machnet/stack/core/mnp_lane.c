@@ -178,7 +178,9 @@ static bool grow(struct mn_engine *e, struct mn_tcb *t)
         l->rx_claimed -= s->reserved_bufs;
         s->reserved_bufs = 0;
         m->grown = GROW_WAITS;
-        s->msg_len = longest(l) - s->msg_have; /* what is to be promised */
+        /* What is to be promised: all but the buffers that it has, the last one's room included. */
+        s->msg_len =
+            longest(l) - (s->msg_have + l->geo.buf_bytes - 1) / l->geo.buf_bytes * l->geo.buf_bytes;
         if (!mn_lane_reserve(e, l, s)) {
             return false;
         }
@@ -231,7 +233,7 @@ static enum mn_mnp_taken more(struct mn_engine *e, struct mn_tcb *t, bool last, 
                                                                : broken(e, t, EPROTO);
     }
     if (m->grown == GROW_WAITS || (m->grown == GROW_NONE && have + !last > s->msg_len)) {
-        if (have > longest(e->lanes[t->lane])) {
+        if (have + !last > longest(e->lanes[t->lane])) {
             return broken(e, t, EMSGSIZE);
         }
         if (!grow(e, t)) {
