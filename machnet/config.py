@@ -65,6 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mnp_rto_initial_us: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: retransmission timeout before the first measurement, us")] | UnsetType = UNSET
     mnp_rto_min_us: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: least retransmission timeout, us")] | UnsetType = UNSET
     mnp_rto_max_us: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: largest retransmission timeout, us")] | UnsetType = UNSET
+    mnp_delack_us: Annotated[int, Meta(ge=0, le=500, description="messages over UDP, extended mode: longest delay of an acknowledgement that an answer is likely to carry, us; 0: none")] | UnsetType = UNSET
     mnp_window_packets: Annotated[int, Meta(ge=2, le=256, description="messages over UDP: packets in flight per flow, and largest window promised to a peer")] | UnsetType = UNSET
     mnp_user_timeout_ms: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: how long a peer may be silent while it owes an answer, ms")] | UnsetType = UNSET
     mnp_msl_ms: Annotated[int, Meta(ge=1, le=_U32, description="messages over UDP: a flow is remembered twice as long after its end, ms")] | UnsetType = UNSET

@@ -268,6 +268,7 @@ struct mn_config {
     uint32_t rst_per_s, icmp_per_s, challenge_per_s;
     uint32_t mnp_flows_max;
     uint32_t mnp_rto_initial_us, mnp_rto_min_us, mnp_rto_max_us;
+    uint32_t mnp_delack_us;
     uint32_t mnp_window_packets;
     uint32_t mnp_user_timeout_ms;
     uint32_t mnp_msl_ms;

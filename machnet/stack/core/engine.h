@@ -62,6 +62,7 @@ struct mn_config {
     /* The message protocol. Its connections count among flows_max as well. */
     uint32_t mnp_flows_max; /* 1..flows_max limit of 1<<20 */
     uint32_t mnp_rto_initial_us, mnp_rto_min_us, mnp_rto_max_us;
+    uint32_t mnp_delack_us;      /* to our own kind; 0: acknowledge at once */
     uint32_t mnp_window_packets; /* in flight per flow, and promised to a peer: 2..256 */
     uint32_t mnp_user_timeout_ms;
     uint32_t mnp_msl_ms;

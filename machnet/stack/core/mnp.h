@@ -13,6 +13,8 @@ struct mn_lane;
 struct mn_slot;
 
 #define MN_MNP_PLAIN_INFLIGHT 32u /* what a C++ host has room for, by its own window */
+#define MN_MNP_ANSWERS        4u  /* ACKs in vain before they are put off */
+#define MN_MNP_UNACKED_MAX    16u /* packets whose acknowledgement may be put off */
 #define MN_MNP_NO_WND         64u /* extended mode without the window feature */
 
 /* State of a packet that was sent. */
@@ -55,7 +57,11 @@ struct mn_mcb {
     uint8_t ack_again; /* plain: how often the ACK of the handshake was repeated */
     uint16_t feats;
     uint32_t last_ack; /* plain: what the last ACK said */
-    uint64_t ack_ns;   /* and when */
+    uint64_t ack_ns;   /* and when; in both modes */
+    /* Whether the application's answers are quick enough to carry acknowledgements. */
+    bool ack_alone;    /* nothing was sent since the last ACK */
+    uint8_t answers;   /* how many ACKs in a row were in vain */
+    uint16_t unacked;  /* packets taken in order since the last acknowledgement */
     uint32_t wnd_ts;   /* timestamp of the packet that set snd_wnd */
     uint64_t wnd_ns;   /* and when it came */
     uint32_t wnd_edge; /* right edge of the window that was told last; it may go back */

@@ -209,7 +209,8 @@ static void pto_arm(struct mn_engine *e, struct mn_tcb *t)
     m->rto_at = t->rtx_at;
     if (srtt != 0 && t->backoff == 0 && t->recovery == MN_REC_OPEN && m->probes < PROBES_MAX &&
         t->state >= MN_TCP_ESTABLISHED && (t->flags & MN_TF_PERSIST) == 0) {
-        uint64_t us = mn_max_u32(2 * srtt, srtt + t->rttvar_us) + PTO_SLACK_US;
+        uint64_t us = mn_max_u32(2 * srtt, srtt + t->rttvar_us) +
+                      mn_max_u32(PTO_SLACK_US, 2 * e->cfg.mnp_delack_us);
         uint64_t at = e->now_ns + us * MN_NS_PER_US;
 
         if (at < t->rtx_at) {
@@ -336,6 +337,12 @@ void mn_mnp_fire(struct mn_engine *e, struct mn_tcb *t)
 {
     struct mn_mcb *m = mn_mcb_of(e, t);
 
+    if (due(e, &t->delack_at)) {
+        e->stats.mnp_acks_delayed++;
+        m->answers = MN_MNP_ANSWERS / 2;
+        t->flags |= MN_TF_ACK_NOW;
+        mn_tcp_mark_dirty(e, t);
+    }
     if (due(e, &m->reo_at)) {
         mn_mnp_detect_lost(e, t);
         mn_tcp_mark_dirty(e, t);

@@ -202,6 +202,28 @@ static bool may_ack(struct mn_engine *e, const struct mn_tcb *t, struct mn_mcb *
     return false;
 }
 
+/* All that has arrived is acknowledged by what is sent now. */
+static void acknowledged(struct mn_tcb *t, struct mn_mcb *m)
+{
+    m->ts_pending = false;
+    m->unacked = 0;
+    t->delack_at = 0;
+}
+
+/* An ACK that an answer could have carried, had it waited a little, was in vain. */
+static void count_answer(const struct mn_engine *e, struct mn_mcb *m)
+{
+    if (!m->ack_alone) {
+        return;
+    }
+    m->ack_alone = false;
+    if (e->now_ns - m->ack_ns >= e->cfg.mnp_delack_us * MN_NS_PER_US) {
+        m->answers = 0;
+    } else if (m->answers < MN_MNP_ANSWERS) {
+        m->answers++;
+    }
+}
+
 static bool send_ack_now(struct mn_engine *e, struct mn_tcb *t)
 {
     struct mn_mcb *m = mn_mcb_of(e, t);
@@ -223,7 +245,8 @@ static bool send_ack_now(struct mn_engine *e, struct mn_tcb *t)
     }
     m->last_ack = t->rcv_nxt;
     m->ack_ns = e->now_ns;
-    m->ts_pending = false;
+    m->ack_alone = true;
+    acknowledged(t, m);
     finish(e, pkt, &w, &r, 0, 0);
     return true;
 }
@@ -289,9 +312,12 @@ static bool transmit(struct mn_engine *e, struct mn_tcb *t, uint32_t seq, struct
         }
         sum = mn_mnp_copy(e, t, s, payload_of(pkt), !e->nic->caps.tx_csum_udp);
     }
+    if (acks) {
+        count_answer(e, m);
+    }
     if (fin || (acks && m->n_held == 0)) {
         t->flags &= ~MN_TF_ACK_NOW;
-        m->ts_pending = false;
+        acknowledged(t, m);
     }
     s->sent_us = mn_mnp_now_us(e);
     t->last_tx_ns = e->now_ns;

@@ -92,12 +92,26 @@ static void ack_soon(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_mark_dirty(e, t);
 }
 
-static void step(struct mn_engine *e, struct mn_tcb *t)
+static void step(struct mn_tcb *t)
 {
     t->rcv_nxt++;
     t->usr_nxt = t->rcv_nxt;
     t->rcv_adv = mn_seq_max(t->rcv_adv, t->rcv_nxt);
-    ack_soon(e, t);
+}
+
+/* A packet was taken in order. As long as the application's answers come at once they carry the
+ * acknowledgement; it waits for them, but not long, nor when much hangs on it. */
+static void ack_in_time(struct mn_engine *e, struct mn_tcb *t)
+{
+    struct mn_mcb *m = mn_mcb_of(e, t);
+
+    m->unacked++;
+    if (m->answers < MN_MNP_ANSWERS || m->n_held > 0 || m->unacked >= MN_MNP_UNACKED_MAX ||
+        e->cfg.mnp_delack_us == 0) {
+        ack_soon(e, t);
+    } else if (t->delack_at == 0) {
+        mn_tcp_timer_set(e, t, &t->delack_at, e->now_ns + e->cfg.mnp_delack_us * MN_NS_PER_US);
+    }
 }
 
 /* Hands over what has come in order. */
@@ -120,7 +134,8 @@ void mn_mnp_drain(struct mn_engine *e, struct mn_tcb *t)
             return;
         }
         unhold(e, t, h);
-        step(e, t);
+        step(t);
+        ack_soon(e, t);
     }
 }
 
@@ -138,7 +153,7 @@ uint32_t mn_mnp_window(struct mn_engine *e, struct mn_tcb *t)
     return wnd;
 }
 
-/* In order. False: nothing more is to be done with the packet. */
+/* In order. True: to be acknowledged at once. */
 static bool in_order(struct mn_engine *e, struct mn_tcb *t, const struct mn_mnp *p)
 {
     if (p->kind == MN_MNP_FIN) {
@@ -147,9 +162,10 @@ static bool in_order(struct mn_engine *e, struct mn_tcb *t, const struct mn_mnp 
     }
     switch (mn_mnp_deliver(e, t, p->msg_flags, p->word12, p->payload, MN_NIL, p->payload_len)) {
     case MN_MNP_TAKEN:
-        step(e, t);
+        step(t);
+        ack_in_time(e, t);
         mn_mnp_drain(e, t);
-        return true;
+        return false;
     case MN_MNP_BLOCKED:
         hold(e, t, p);
         /* A C++ host takes any answer for a lost packet's: silence makes it try again. */

@@ -101,6 +101,7 @@
     X(mnp_fast_recoveries, "mnp losses found without a timeout")                                   \
     X(mnp_probes, "mnp tail loss probes sent (RFC 8985)")                                          \
     X(mnp_window_probes, "mnp packets sent into a closed window")                                  \
+    X(mnp_acks_delayed, "mnp ACKs that were put off and that no answer carried")                   \
     X(mnp_acks_withheld, "mnp ACKs that might have ended a C++ host, not sent")                    \
     X(mnp_timeouts, "mnp connections given up because the peer was silent")                        \
     X(mnp_broken, "mnp packets that break the protocol")                                           \
