@@ -194,7 +194,7 @@ def test_a_dead_lane_is_a_dead_channel(stacks):
     with attached(*stacks) as channel:
         channel.listen("0.0.0.0", 7000, "tcp")
         client, _ = ask(stacks[2], 7000, b"last words")
-        while not channel.flows():
+        while not lib.mn_chan_ready(channel._native) & lib.MN_READY_MSG:
             lib.mn_chan_wait(channel._native, 10**9)
         stacks[0].close(linger=0)
         assert channel.recv(timeout=5).data == b"last words"
