@@ -123,6 +123,27 @@ def test_time_wait_gives_way_to_a_new_flow() -> None:
         assert lab.stack.usage()["mnp_flows"] == 1
 
 
+def test_half_open_flows_give_way_when_the_table_is_full() -> None:
+    """A few spoofed SYNs, fewer than the backlog, must not keep everybody else away."""
+    with MnpLab(mnp_flows_max=4) as lab:
+        lab.listen()
+        for port in range(1025, 1029):
+            from_port(lab, port)
+            assert lab.put(lab.syn())
+        from_port(lab, 1030)
+        assert lab.put(lab.syn()) == [], "those may still be on their way"
+        for port in range(1025, 1029):  # their SYN-ACKs go to them alone
+            from_port(lab, port)
+        at = lab.stack.now_ns
+        while lab.stack.now_ns - at < 1200 * MS:
+            lab.stack.advance(100 * MS)
+            lab.stack.drain()
+        assert lab.stack.usage()["half_open"] == 4
+        from_port(lab, 1030)
+        assert [a.net_flags for a in lab.put(lab.syn())] == [w.SYN_ACK]
+        assert lab.stack.usage()["mnp_flows"] == 4
+
+
 @pytest.mark.parametrize("size", [65_536, 65_537, 100_000, 56 * 4096, 56 * 4096 + 1])
 def test_longest_plain_message_of_a_small_channel(size: int) -> None:
     """All buffers but the reserve: the room in those that it has already counts."""

@@ -26,6 +26,9 @@ static void listen_rx(struct mn_engine *e, const struct mn_ipv4 *ip, const struc
         return;
     }
     struct mn_tcb *t = mn_mnp_passive(e, ip, udp, listener);
+    if (t == NULL && mn_tcp_evict_half_open(e, listener)) {
+        t = mn_mnp_passive(e, ip, udp, listener);
+    }
     if (t == NULL) {
         e->stats.drop_syn_table++;
         return;

@@ -31,6 +31,8 @@ void mn_tcp_apply_syn_options(struct mn_engine *e, struct mn_tcb *t, const struc
 /* RFC 4987 3.2: under a flood the oldest half-open connection makes room, once its peer has had
  * time to answer. */
 #define HALF_OPEN_GRACE_NS (3 * MN_NS_PER_S)
+/* Of mnp, which gives up soon after those 3 s anyway, and begins with 10 ms. */
+#define HALF_OPEN_GRACE_MNP_NS (500 * MN_NS_PER_MS)
 
 #define EVICT_LOOK 32u
 
@@ -40,11 +42,12 @@ bool mn_tcp_evict_half_open(struct mn_engine *e, uint32_t listener)
 
     for (uint32_t n = 0; n < EVICT_LOOK && i != MN_NIL; n++) {
         struct mn_tcb *t = mn_tcb_at(e, i);
+        uint64_t age_ns = e->now_ns - t->last_rx_ns;
 
-        if (e->now_ns - t->last_rx_ns < HALF_OPEN_GRACE_NS) {
+        if (age_ns < HALF_OPEN_GRACE_MNP_NS) {
             return false;
         }
-        if (t->listener == listener) {
+        if (t->listener == listener && (t->mcb != MN_NIL || age_ns >= HALF_OPEN_GRACE_NS)) {
             mn_tcp_drop(e, t, ETIMEDOUT);
             e->stats.tcp_half_open_evicted++;
             return true;
