@@ -33,8 +33,9 @@ def check_nics(nics: tuple[NicConfig, ...]) -> list[str]:
     """What is wrong with the NICs, by themselves and beside each other."""
     problems: list[str] = []
     for nic in nics:
-        place = f"machnet_config.{nic.mac}" if nic.mac else nic.label
-        problems += [f"{place}: {text}" for text in _check_nic(nic)]
+        # An entry of a file has a MAC address; one from the command line may have a NIC or nothing.
+        place = f"machnet_config.{nic.mac}: " if nic.mac else f"{nic.nic}: " if nic.nic else ""
+        problems += [f"{place}{text}" for text in _check_nic(nic)]
     problems += _twice(nics, "ip", lambda nic: nic.ip.partition("/")[0])
     problems += _twice(nics, "nic", lambda nic: nic.nic.partition("?")[0] or None)
     problems += _twice(nics, "MAC address", lambda nic: nic.mac)

@@ -24,6 +24,7 @@ import msgspec
 from msgspec import Meta
 
 from machnet.config import ChannelSettings, Settings
+from machnet.sidecar.checks import check_controller, check_nics
 
 __all__ = [
     "SOCKET_DEFAULT",
@@ -131,8 +132,8 @@ class Controller(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # fmt: off
     socket: Annotated[str, Meta(description="the path of a UNIX socket, at most 107 bytes")] | None = None
     mode: Annotated[str, Meta(pattern=r"^0?[0-7]{3}$", description="the socket file's permissions in octal digits, such as 0660")] = "0666"
-    users: list[str | int] = []
-    groups: list[str | int] | None = None
+    users: list[Annotated[str, Meta(description="a user's name")] | int] = []
+    groups: list[Annotated[str, Meta(description="a group's name")] | int] | None = None
     quotas: Quotas = Quotas()
     channel: ChannelSettings = ChannelSettings()
     metrics: Annotated[str, Meta(description="a loopback address with a port, such as 127.0.0.1:9464, or unix:PATH")] | None = None
@@ -189,7 +190,7 @@ def _accepted(kind: Any) -> str:
         elif part is str:
             found.append(about or "a text")
         elif typing.get_origin(part) is list:
-            found.append(f"a list of {_accepted(typing.get_args(part)[0])}")
+            found.append(f"a list, each item {_accepted(typing.get_args(part)[0])}")
     return ", or ".join(found)
 
 
@@ -291,26 +292,31 @@ def parse_config(text: str) -> Config:
     problems += [
         f"{name}: there is no such key: {_near(name, known)}" for name in top if name not in known
     ]
-    nics = _nics(top, problems)
-    controller = _struct(Controller, top.get("controller", {}), "controller", problems)
-    if not problems:
-        problems += check_config(Config(nics=nics, controller=controller))
+    nics, sound = _nics(top, problems)
+    problems += check_nics(sound)
+    malformed: list[str] = []
+    controller = _struct(Controller, top.get("controller", {}), "controller", malformed)
+    problems += malformed or check_controller(controller)
     if problems:
         raise ConfigError(problems)
     return Config(nics=nics, controller=controller)
 
 
-def _nics(top: dict[str, Any], problems: list[str]) -> tuple[NicConfig, ...]:
+def _nics(
+    top: dict[str, Any], problems: list[str]
+) -> tuple[tuple[NicConfig, ...], tuple[NicConfig, ...]]:
+    """All entries, and those of them whose values all have the right form."""
     from machnet.stack.names import format_mac, parse_mac
 
     if "machnet_config" not in top:
         problems.append("'machnet_config' is missing: an object with an entry for each NIC")
-        return ()
+        return (), ()
     entries = _object(top["machnet_config"], "machnet_config", problems)
     if not entries and isinstance(top["machnet_config"], dict):
         problems.append('machnet_config: it names no NIC, as in {"02:00:00:00:00:01": {...}}')
-    found = []
+    found, sound = [], []
     for key, value in entries.items():
+        before = len(problems)
         place = f"machnet_config.{key}"
         try:
             mac = format_mac(parse_mac(key))
@@ -318,13 +324,13 @@ def _nics(top: dict[str, Any], problems: list[str]) -> tuple[NicConfig, ...]:
             problems.append(f"{place}: {error}")
             mac = key
         found.append(_struct(NicConfig, value, place, problems, mac=mac))
-    return tuple(found)
+        if len(problems) == before:
+            sound.append(found[-1])
+    return tuple(found), tuple(sound)
 
 
 def check_config(config: Config) -> list[str]:
     """What is wrong with values that are of the right form."""
-    from machnet.sidecar.checks import check_controller, check_nics
-
     return [*check_nics(config.nics), *check_controller(config.controller)]
 
 

@@ -139,7 +139,7 @@ def test_what_is_wrong_with_a_nic_is_named(entry: dict[str, Any], said: str) -> 
         ({"socket": "/" + "x" * 107}, "has 108 bytes: a socket's path has at most 107"),
         ({"mode": "rw"}, 'controller.mode: "rw" is not the socket file\'s permissions'),
         ({"users": ["no such user"]}, "controller.users: there is no user 'no such user'"),
-        ({"users": "root"}, 'controller.users: "root" is not a list of a text, or a whole number'),
+        ({"users": "root"}, '"root" is not a list, each item a user\'s name, or a whole number'),
         ({"groups": ["no such group"]}, "there is no group 'no such group' on this machine"),
         ({"groups": [-1]}, "-1 is no number of a group"),
         ({"quotas": {"channels": 1}}, ".quotas.channels: there is no such setting"),
@@ -182,6 +182,18 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
     found = problems(text({"mtu": 1, "poll": "x"}, controler={}, controller={"mode": "9"}))
     assert len(found) == 4
     assert "controler: there is no such key: did you mean 'controller'?" in found
+
+
+def test_values_are_looked_at_also_when_others_have_the_wrong_form() -> None:
+    entries = {
+        MAC: {"ip": "10.0.0.2", "nic": "tapp:mn0", "cpu_mask": "zz"},
+        OTHER: {"ip": "10.0.0.3", "nic": "tap:mn1", "mtu": 1},
+    }
+    config = {"machnet_config": entries, "controller": {"metrics": "0.0.0.0:1"}}
+    found = "\n".join(problems(json.dumps(config)))
+    for said in ("no driver 'tapp'", "'zz' is not a mask", ".mtu: 1 is not", "would be open"):
+        assert said in found
+    assert len(found.splitlines()) == 4
 
 
 def test_two_entries_may_not_share_what_is_one_nics() -> None:
