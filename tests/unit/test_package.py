@@ -52,7 +52,13 @@ def test_the_wheel_has_every_python_file_and_nothing_else_of_the_sources(repo: P
         for path in (repo / package).rglob("*.py*")
         if path.suffix in {".py", ".pyi"} and path.name != "native_build.py"
     }
-    expected |= {"machnet/py.typed", "machnet/_native.abi3.so"}
+    expected |= {"machnet/py.typed", "machnet/_native.abi3.so", "machnet/data/mnp.lua"}
+    expected |= {"machnet/include/machnet.h", "machnet/lib/pkgconfig/machnet.pc"}
+    expected |= {
+        f"machnet/lib/{build}libmachnet_shim.so{soname}"
+        for build in ("", "compat/", "compat-tcp/")
+        for soname in ("", ".0")
+    }
     packages = {name for name in installed if name.startswith(("machnet/", "pytest_machnet/"))}
     assert packages == expected
 

@@ -137,9 +137,15 @@ def names_in(wheel: Path) -> list[str]:
 
 def test_no_source_of_the_build_is_in_it(wheel: Path) -> None:
     names = names_in(wheel)
-    endings = {Path(name).suffix for name in names if ".dist-info/" not in name}
-    assert endings == {".lua", ".py", ".pyi", ".so", ".typed"}
-    assert [name for name in names if name.endswith(".so")] == ["machnet/_native.abi3.so"]
+    inside = [name for name in names if name.startswith(("machnet/", "pytest_machnet/"))]
+    endings = {Path(name).suffix for name in inside}
+    assert endings == {".lua", ".py", ".pyi", ".so", ".typed", ".h", ".pc", ".0"}
+    assert {Path(name).name for name in names if ".so" in name} == {
+        "_native.abi3.so",
+        "libmachnet_shim.so",
+        "libmachnet_shim.so.0",
+    }
+    assert [name for name in names if name.endswith(".h")] == ["machnet/include/machnet.h"]
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"machnet", "pytest_machnet"}
     assert "machnet/native_build.py" not in names
@@ -155,7 +161,15 @@ def test_it_says_what_it_is_and_under_which_licence(wheel: Path, repo: Path) -> 
     assert metadata.get_all("License-File") == ["LICENSE"]
     assert licence == (repo / "LICENSE").read_bytes()
     needs = {line.split(">")[0] for line in metadata.get_all("Requires-Dist")}
-    assert needs == {"cffi", "click", "rich", "msgspec", "pcapy-ng", "pyroute2"}
+    assert needs == {
+        "cffi",
+        "click",
+        "rich",
+        "msgspec",
+        "pcapy-ng",
+        "prometheus-client",
+        "pyroute2",
+    }
     assert all(f"{command} = machnet.cli." in entries for command in COMMANDS)
 
 
