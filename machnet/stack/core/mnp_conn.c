@@ -199,6 +199,16 @@ void mn_mnp_established(struct mn_engine *e, struct mn_tcb *t)
     mn_tcp_mark_dirty(e, t);
 }
 
+/* Of a repetition that is lost as well nothing tells but the next probe, or the timeout, which is
+ * many round trips away. So there are probes in recovery too, and behind the first timeout. */
+static bool probes_help(const struct mn_tcb *t, const struct mn_mcb *m)
+{
+    if ((m->feats & MN_MNP_F_SACK) == 0) {
+        return t->backoff == 0 && t->recovery == MN_REC_OPEN;
+    }
+    return t->backoff <= 1;
+}
+
 /* The next tail loss probe, if one is to come before the timeout. */
 static void pto_arm(struct mn_engine *e, struct mn_tcb *t)
 {
@@ -207,7 +217,7 @@ static void pto_arm(struct mn_engine *e, struct mn_tcb *t)
 
     m->pto = false;
     m->rto_at = t->rtx_at;
-    if (srtt != 0 && t->backoff == 0 && t->recovery == MN_REC_OPEN && m->probes < PROBES_MAX &&
+    if (srtt != 0 && probes_help(t, m) && m->probes < PROBES_MAX &&
         t->state >= MN_TCP_ESTABLISHED && (t->flags & MN_TF_PERSIST) == 0) {
         uint64_t us = mn_max_u32(2 * srtt, srtt + t->rttvar_us) +
                       mn_max_u32(PTO_SLACK_US, 2 * e->cfg.mnp_delack_us);
