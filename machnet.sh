@@ -19,7 +19,7 @@ usage: ./machnet.sh COMMAND [ARGUMENTS]
   test [ARGUMENTS]    run every check; arguments go to tox, e.g. test -e lint, test -e py -- -k wire
   dev                 an editable install with all tools, which rebuilds the C code on import
   --mac MAC --ip IP   set up, then run the sidecar (machnet run --help says what else it takes: --nic,
-                      --config, --socket)
+                      --config, --socket); "run" may stand in front
   --help              this text
 
 Environment: MACHNET_VENV is the virtual environment (default .venv beside this script);
@@ -233,12 +233,13 @@ main() {
     local command=${1:-}
     [ $# -eq 0 ] || shift
     case $command in
-    setup | demo | dev | test) ;;
+    setup | demo | run | dev | test) ;;
     -h | --help | help)
         usage
         return 0
         ;;
-    --mac | --mac=* | --ip | --ip=* | --nic | --nic=* | --config | --config=* | --socket | --socket=*)
+    # Whatever option is first: machnet run says which there are.
+    --*)
         set -- "$command" "$@"
         command=run
         ;;

@@ -8,6 +8,7 @@
  *
  * It is C and C++.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -87,6 +88,18 @@ static int greet(MachnetChannelCtx_t *ctx, const struct options *o)
     return 0;
 }
 
+static int is_address(const char *name, const char *text)
+{
+    struct in_addr ip;
+
+    if (inet_pton(AF_INET, text, &ip) != 1) {
+        fprintf(stderr, "hello_world: --%s must be an IPv4 address such as 10.0.0.2, not '%s'\n",
+                name, text);
+        return 0;
+    }
+    return 1;
+}
+
 /* 0; else the exit status, which for --help is to be 0: then it is -1. */
 static int parse(int argc, char **argv, struct options *o)
 {
@@ -132,6 +145,9 @@ static int parse(int argc, char **argv, struct options *o)
     }
     if (o->local == NULL || optind != argc) {
         return usage(stderr);
+    }
+    if (!is_address("local", o->local) || (o->remote != NULL && !is_address("remote", o->remote))) {
+        return 2;
     }
     return 0;
 }

@@ -70,6 +70,8 @@ def main() -> int:
     except (OSError, ValueError) as error:
         print(f"hello_world: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

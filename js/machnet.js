@@ -12,6 +12,7 @@ const util = require('node:util');
 const koffi = require('koffi');
 
 const LIBRARY = 'libmachnet_shim.so';
+const SOCKET_DEFAULT = '/var/run/machnet/machnet_ctrl.sock'; // MN_CTRL_SOCKET
 const MSG_MAX_BYTES = 8 * 1024 * 1024;
 const BUFFER_BYTES = 64 * 1024; // of a new channel; it grows with the messages
 const PROTOCOLS = { udp: 0, tcp: 1, stream: 2 };
@@ -519,7 +520,7 @@ function attach(options = {}) {
     protocolNumber(options.protocol);
   }
   const lib = library();
-  const where = process.env.MACHNET_SOCKET || 'the default socket; MACHNET_SOCKET names another';
+  const where = process.env.MACHNET_SOCKET || `${SOCKET_DEFAULT}; MACHNET_SOCKET names another`;
   if (lib.machnet_init() < 0) {
     throw new MachnetError(koffi.errno(), 'init', `no connection to the sidecar (${where})`);
   }

@@ -116,6 +116,7 @@ namespace Machnet
     public sealed class Channel : IDisposable
     {
         private const int BufferBytes = 64 * 1024;
+        private const string SocketDefault = "/var/run/machnet/machnet_ctrl.sock"; // MN_CTRL_SOCKET
 
         // What recvmsg writes to: a piece and its buffer, where the garbage collector moves nothing.
         private IntPtr iov;
@@ -198,7 +199,7 @@ namespace Machnet
         private static Channel AttachLoaded(Protocol? protocol)
         {
             string socket = Environment.GetEnvironmentVariable("MACHNET_SOCKET");
-            string where = string.IsNullOrEmpty(socket) ? "the default socket; MACHNET_SOCKET names another" : socket;
+            string where = string.IsNullOrEmpty(socket) ? SocketDefault + "; MACHNET_SOCKET names another" : socket;
             Check(Native.Init(), "no connection to the sidecar (" + where + ")");
             IntPtr context = Native.Attach();
             if (context == IntPtr.Zero)

@@ -103,7 +103,8 @@ def main(
         answer = sidecar.ask("stat")
         engines = [row["engine"] for row in answer["engines"]]
         if engine is not None and engine not in engines:
-            raise click.UsageError(f"--engine: there is no engine {engine}, but {engines}.")
+            there_are = ", ".join(map(str, engines))
+            raise click.UsageError(f"--engine: there is no engine {engine}, only {there_are}.")
         if interval is not None:
             _watch(sidecar, interval, count, engine, as_json=as_json)
         elif as_json:

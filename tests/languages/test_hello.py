@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_python_without_a_sidecar_says_where_it_looked(
     assert err.startswith("hello_world: ")
     assert socket in err
     assert err.count("\n") == 1
+
+
+def test_python_that_is_interrupted_says_nothing(
+    hello: Command, sidecars: tuple[Sidecar, Sidecar], shim_env: dict[str, str], port: int
+) -> None:
+    sidecar = sidecars[0]
+    command = [*hello("python"), "--local", sidecar.ip, "--port", str(port)]
+    with Program(command, {**shim_env, "MACHNET_SOCKET": sidecar.socket}) as server:
+        server.wait_said("listening on")
+        server.process.send_signal(signal.SIGINT)
+        status, out, err = server.finish()
+    assert (status, out) == (130, "")
+    assert err == f"listening on {sidecar.ip}:{port}\n"
 
 
 @pytest.mark.plain_only

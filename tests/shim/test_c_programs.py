@@ -78,6 +78,8 @@ def test_hello_world_between_two_sidecars(
 def test_hello_world_says_what_is_wrong_with_its_arguments(hello: dict[str, Path]) -> None:
     for arguments, word in (
         ([], "usage"),
+        (["--local", "10.0.0.300"], "'10.0.0.300'"),
+        (["--local", IP, "--remote", "b"], "--remote must be an IPv4 address"),
         (["--local", IP, "--port", "0"], "--port"),
         (["--local", IP, "--protocol", "sctp"], "--protocol"),
     ):
