@@ -48,7 +48,8 @@ class MnpLab:
         channel: dict[str, int] | None = None,
         **settings: Any,
     ) -> None:
-        self.stack = machnet.Stack(Wire(mtu=mtu), ip=f"{STACK_IP}/24", seed=7, isn=isn, **settings)
+        self.wire = Wire(mtu=mtu)
+        self.stack = machnet.Stack(self.wire, ip=f"{STACK_IP}/24", seed=7, isn=isn, **settings)
         self.stack.neighbor(PEER_IP, PEER_MAC)
         self.ch = self.stack.attach(**(channel or {}))
         self.path = Addresses(PEER_MAC, self.stack.mac, PEER_IP, STACK_IP, PEER_PORT, PORT)
@@ -82,6 +83,14 @@ class MnpLab:
                 self.log.append((self.stack.now_ns, ">", packet))
             answers += self.inject(w.frame(self.path, packet))
         return answers
+
+    def put_together(self, *packets: Mnp) -> list[Mnp]:
+        """Answers to packets that one pass of the stack finds."""
+        for packet in packets:
+            self.log.append((self.stack.now_ns, ">", packet))
+            self.wire.inject(w.frame(self.path, packet))
+        self.stack.advance(0)
+        return self.out()
 
     def out(self) -> list[Mnp]:
         """What the stack has sent, each packet checked for what all must have."""

@@ -250,9 +250,10 @@ def test_an_application_that_does_not_read_holds_the_sender_up() -> None:
     net.close()
 
 
-def test_large_messages_of_several_flows_take_turns() -> None:
+@pytest.mark.parametrize("extended_mode", [True, False])
+def test_large_messages_of_several_flows_take_turns(extended_mode: bool) -> None:
     net = Network(seed=4)
-    a, b = net.host("10.0.0.1"), net.host("10.0.0.2")
+    a, b = net.host("10.0.0.1", mnp_extended=extended_mode), net.host("10.0.0.2")
     net.link(a, b, latency="50us", bandwidth="10Gbps")
     client, server = a.attach(), b.attach(rx_bufs=256)
     server.listen("10.0.0.2", 888)
@@ -264,4 +265,21 @@ def test_large_messages_of_several_flows_take_turns() -> None:
     got = [server.recv(timeout=5.0) for _ in range(8)]
     assert sorted(len(m.data) for m in got) == [5] * 4 + [250_000] * 4
     assert all(m.data in (data, b"small") for m in got)
+    net.close()
+
+
+@pytest.mark.parametrize("size", [65_537, 86_015, 86_016])
+def test_a_plain_message_that_fills_the_whole_channel(size: int) -> None:
+    """84 buffers of 96 may be one message's: its rest is promised without its part-filled buffer."""
+    net = Network(seed=5)
+    a, b = net.host("10.0.0.1", mnp_extended=False), net.host("10.0.0.2")
+    net.link(a, b, latency="50us", bandwidth="10Gbps")
+    client, server = a.attach(), b.attach(rx_bufs=96, buf_bytes=1024)
+    server.listen("10.0.0.2", 888)
+    flow = client.connect("10.0.0.1", "10.0.0.2", 888)
+    data = random.Random(size).randbytes(size)
+    client.send(flow, data)
+    client.send(flow, b"behind it")
+    assert server.recv(timeout=5.0).data == data
+    assert server.recv(timeout=5.0).data == b"behind it"
     net.close()

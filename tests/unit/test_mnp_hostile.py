@@ -38,6 +38,21 @@ def with_offer(packet: Mnp, **fields: int) -> Mnp:
     return packet.with_(body=w.offer(**fields))
 
 
+class TestEarly:
+    def test_data_in_the_pass_of_the_syn(self, lab: MnpLab) -> None:
+        """Nobody can have had the SYN-ACK yet: neither DATA nor a guessed ACK opens the flow."""
+        lab.listen()
+        early = lab.stack.stats()["drop_mnp_ack"]
+        (answer,) = lab.put_together(lab.syn(), *lab.data(b"early"), lab.ack(count=64))
+        assert answer.net_flags == w.SYN_ACK
+        assert lab.stack.stats()["drop_mnp_ack"] == early + 2
+        assert lab.ch.flows() == []
+        lab.snd = w.add32(lab.peer_isn, 1)
+        lab.rcv = w.add32(answer.seqno, 1)
+        lab.put(lab.ack(count=64))
+        ask(lab)
+
+
 class TestOffers:
     @pytest.mark.parametrize("mss", [0, 1, 511, 512, 1418, 8900, 8901, 0xFFFF])
     @pytest.mark.parametrize("window", [0, 1, 256, 257, 0xFFFF])

@@ -80,25 +80,31 @@ void mn_lane_rx_drop(struct mn_lane *l, struct mn_slot *s)
     s->reserved_bufs = 0;
 }
 
+/* A message under way that was promised too little: its length is not on the wire (mnp_lane.c). */
+static bool grows(const struct mn_slot *s)
+{
+    return s->proto == MN_PROTO_UDP && (s->flags & MN_SF_IN_MSG) != 0 && s->msg_have > 0;
+}
+
+/* At the end; who holds a part of a message already stands in front of those who do not. */
 static void list_push(struct mn_lane *l, struct mn_list *q, struct mn_slot *s)
 {
-    uint32_t me = (uint32_t)(s - l->slots);
+    uint32_t me = (uint32_t)(s - l->slots), prev = q->tail;
 
-    s->wait_next = MN_NIL;
-    s->wait_prev = q->tail;
-    if (q->head == MN_NIL) {
-        s->wait_prev = MN_NIL;
-    }
     if (!mn_timer_armed(&l->timer)) {
         mn_timer_arm(&l->e->wheel, &l->timer,
                      l->e->now_ns + l->e->cfg.large_progress_ms * MN_NS_PER_MS);
     }
     if (q->head == MN_NIL) {
-        q->head = me;
-    } else {
-        l->slots[q->tail].wait_next = me;
+        prev = MN_NIL;
     }
-    q->tail = me;
+    while (grows(s) && prev != MN_NIL && !grows(&l->slots[prev])) {
+        prev = l->slots[prev].wait_prev;
+    }
+    s->wait_prev = prev;
+    s->wait_next = prev != MN_NIL ? l->slots[prev].wait_next : q->head;
+    *(prev != MN_NIL ? &l->slots[prev].wait_next : &q->head) = me;
+    *(s->wait_next != MN_NIL ? &l->slots[s->wait_next].wait_prev : &q->tail) = me;
 }
 
 static void list_remove(struct mn_lane *l, struct mn_list *q, struct mn_slot *s)
@@ -116,32 +122,60 @@ static void list_remove(struct mn_lane *l, struct mn_list *q, struct mn_slot *s)
     s->wait_next = s->wait_prev = MN_NIL;
 }
 
-/* Promises the buffers of the message that begins; false: not now, the slot waits in line. */
+/* Whether messages that are put together in vain hold so much that `need` more never come free:
+ * each waits for another one's end. */
+static bool never_fits(const struct mn_lane *l, const struct mn_slot *s, uint32_t need)
+{
+    uint32_t kept = need + l->rx_reserve;
+
+    kept += (s->msg_have + l->geo.buf_bytes - 1) / l->geo.buf_bytes;
+    for (uint32_t i = l->large.head; i != MN_NIL; i = l->slots[i].wait_next) {
+        if (&l->slots[i] != s && grows(&l->slots[i])) {
+            kept += (l->slots[i].msg_have + l->geo.buf_bytes - 1) / l->geo.buf_bytes;
+        }
+    }
+    return kept > l->geo.rx_bufs;
+}
+
+static bool fits(const struct mn_lane *l, const struct mn_slot *s, uint32_t need, bool large)
+{
+    const struct mn_list *line = large ? &l->large : &l->blocked;
+    uint32_t me = (uint32_t)(s - l->slots);
+    uint32_t free = rx_available(l) > l->rx_claimed ? rx_available(l) - l->rx_claimed : 0;
+    bool first = line->head == MN_NIL || line->head == me;
+
+    if (large) {
+        return l->large_slot == me ? free >= need + l->rx_reserve
+                                   : (first || (grows(s) && !grows(&l->slots[line->head]))) &&
+                                         l->large_slot == MN_NIL && free >= need + l->rx_reserve;
+    }
+    uint32_t kept = s->held_bufs + need <= 2 ? 0 : l->rx_reserve;
+    /* While a large message waits for buffers, small ones live on the reserve. */
+    bool yield = l->large.head != MN_NIL &&
+                 (l->large_slot == MN_NIL || l->large_slot == l->large.head) &&
+                 s->held_bufs + need > 2;
+
+    return (first || need <= 2) && !yield && free >= need + kept;
+}
+
+/* Promises the buffers of the message that begins, or of more of one that grows; false: not now,
+ * the slot waits in line. */
 bool mn_lane_reserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
 {
     uint32_t need = s->msg_len == 0 ? 1 : (s->msg_len + l->geo.buf_bytes - 1) / l->geo.buf_bytes;
-    bool large = s->msg_len > MN_LARGE_MSG_BYTES;
-    uint32_t me = (uint32_t)(s - l->slots);
-    struct mn_list *line = large ? &l->large : &l->blocked;
+    bool large = s->msg_len > MN_LARGE_MSG_BYTES || grows(s);
     uint32_t wait_flag = large ? MN_SF_WAIT_LARGE : MN_SF_BLOCKED;
-    uint32_t free = rx_available(l) > l->rx_claimed ? rx_available(l) - l->rx_claimed : 0;
-    bool first = line->head == MN_NIL || line->head == me;
-    bool fits;
+    struct mn_list *line = large ? &l->large : &l->blocked;
 
     if (MN_UNLIKELY(need > l->geo.rx_bufs - l->rx_reserve)) {
         mn_tcp_doom(e, mn_tcb_at(e, s->tcb), EMSGSIZE); /* this channel can never take it */
         return false;
     }
-    if (large) {
-        fits = first && l->large_slot == MN_NIL && free >= need + l->rx_reserve;
-    } else {
-        uint32_t kept = s->held_bufs + need <= 2 ? 0 : l->rx_reserve;
-        /* While a large message waits for buffers, small ones live on the reserve. */
-        bool yield = l->large.head != MN_NIL && l->large_slot == MN_NIL && s->held_bufs + need > 2;
-
-        fits = (first || need <= 2) && !yield && free >= need + kept;
-    }
-    if (!fits) {
+    if (!fits(l, s, need, large)) {
+        if (grows(s) && never_fits(l, s, need)) {
+            mn_tcp_doom(e, mn_tcb_at(e, s->tcb), ENOBUFS);
+            return false;
+        }
         if ((s->flags & wait_flag) == 0) {
             s->flags |= wait_flag;
             list_push(l, line, s);
@@ -154,7 +188,7 @@ bool mn_lane_reserve(struct mn_engine *e, struct mn_lane *l, struct mn_slot *s)
     }
     if (large) {
         s->flags |= MN_SF_HAS_LARGE;
-        l->large_slot = me;
+        l->large_slot = (uint32_t)(s - l->slots);
     }
     s->progress_ns = e->now_ns;
     s->reserved_bufs = need;

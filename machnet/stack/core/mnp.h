@@ -51,7 +51,7 @@ struct mn_mcb {
     bool pto;        /* rtx_at is the time for a tail loss probe */
     bool heard_data; /* plain: the peer has sent DATA */
     bool slow_loss;  /* there was a loss in slow start */
-    uint8_t grown;   /* plain: the message is over MN_LARGE_MSG_BYTES: GROW_* of mnp_lane.c */
+    bool grows;      /* plain: the message waits to be promised more than it was */
     uint8_t acks_equal;
     uint8_t probes;    /* tail loss probes that are unanswered */
     uint8_t ack_again; /* plain: how often the ACK of the handshake was repeated */

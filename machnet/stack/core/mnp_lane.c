@@ -3,9 +3,6 @@
  * other. */
 #include "engine_int.h"
 
-/* A plain message whose length is not known yet. */
-enum { GROW_NONE = 0, GROW_WAITS, GROW_DONE };
-
 static struct mn_slot *slot_of(const struct mn_engine *e, const struct mn_tcb *t)
 {
     return &e->lanes[t->lane]->slots[t->slot];
@@ -159,36 +156,43 @@ static void body_in(struct mn_engine *e, struct mn_tcb *t, const uint8_t *p, uin
     }
 }
 
+/* What the buffers of the message that is put together hold when they are full. */
+static uint32_t asm_bytes(const struct mn_lane *l, const struct mn_slot *s)
+{
+    return (s->msg_have + l->geo.buf_bytes - 1) / l->geo.buf_bytes * l->geo.buf_bytes;
+}
+
 static bool waits(const struct mn_slot *s)
 {
     return (s->flags & (MN_SF_WAIT_LARGE | MN_SF_BLOCKED)) != 0;
 }
 
 /*
- * A plain message goes beyond what it was promised, as its length is not on the wire: now it may
- * become as long as any, and waits for the place of a large one. False: not yet.
+ * A plain message goes beyond what it was promised, as its length is not on the wire: with the
+ * place of the large one it is promised more, step by step, as long as any may become. False: not
+ * yet.
  */
 static bool grow(struct mn_engine *e, struct mn_tcb *t)
 {
     struct mn_mcb *m = mn_mcb_of(e, t);
     struct mn_lane *l = e->lanes[t->lane];
     struct mn_slot *s = slot_of(e, t);
+    uint32_t full = asm_bytes(l, s);
 
-    if (m->grown == GROW_NONE) {
+    if (!m->grows) {
         l->rx_claimed -= s->reserved_bufs;
         s->reserved_bufs = 0;
-        m->grown = GROW_WAITS;
-        /* What is to be promised: all but the buffers that it has, the last one's room included. */
-        s->msg_len =
-            longest(l) - (s->msg_have + l->geo.buf_bytes - 1) / l->geo.buf_bytes * l->geo.buf_bytes;
-        if (!mn_lane_reserve(e, l, s)) {
+        m->grows = true;
+        /* To be promised: in whole buffers, the one that is part-filled is there already. */
+        s->msg_len = mn_min_u32(longest(l) - mn_min_u32(longest(l), full), MN_LARGE_MSG_BYTES);
+        if (s->msg_len > 0 && !mn_lane_reserve(e, l, s)) {
             return false;
         }
     } else if (waits(s) && !mn_lane_reserve(e, l, s)) {
         return false;
     }
-    m->grown = GROW_DONE;
-    s->msg_len = longest(l);
+    m->grows = false;
+    s->msg_len += full;
     return true;
 }
 
@@ -215,7 +219,7 @@ static enum mn_mnp_taken begin(struct mn_engine *e, struct mn_tcb *t, bool last,
         s->flags |= MN_SF_IN_MSG;
         s->msg_len = msg_len;
         s->msg_have = 0;
-        m->grown = GROW_NONE;
+        m->grows = false;
     } else if (!waits(s)) {
         return MN_MNP_TAKEN; /* promised since the last attempt */
     }
@@ -232,7 +236,7 @@ static enum mn_mnp_taken more(struct mn_engine *e, struct mn_tcb *t, bool last, 
         return (last ? have == s->msg_len : have < s->msg_len) ? MN_MNP_TAKEN
                                                                : broken(e, t, EPROTO);
     }
-    if (m->grown == GROW_WAITS || (m->grown == GROW_NONE && have + !last > s->msg_len)) {
+    if (m->grows || have + !last > s->msg_len) {
         if (have + !last > longest(e->lanes[t->lane])) {
             return broken(e, t, EMSGSIZE);
         }
