@@ -41,7 +41,8 @@ static int usage(FILE *to)
 
 static int failed(const char *what)
 {
-    fprintf(stderr, "hello_world: %s: %s\n", what, strerror(errno));
+    fprintf(stderr, "hello_world: %s: %s\n", what,
+            errno == EPIPE ? "the sidecar has ended" : strerror(errno));
     return 1;
 }
 

@@ -20,6 +20,7 @@ import hashlib
 import selectors
 import signal
 import socket
+import sys
 from typing import TYPE_CHECKING
 
 import machnet
@@ -273,4 +274,7 @@ def run_asyncio(stack: machnet.Stack, ip: str, port: int, stop: socket.socket) -
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        sys.exit(f"http_responder: {error}")
