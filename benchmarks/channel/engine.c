@@ -19,7 +19,7 @@ struct end {
     struct mn_ring_cons submit, released, ctl_submit;
     struct mn_ring_prod completed, deliver, ctl_complete;
     uint8_t *tx_pool, *rx_pool;
-    uint32_t buf_bytes;
+    uint32_t buf_bytes, rx_bufs;
     uint32_t *rx_free;
     uint32_t n_free;
     uint8_t copy[65536];
@@ -77,6 +77,7 @@ static void end_open(struct end *e, void *region, const struct mn_chan_geometry 
     e->tx_pool = lane + y.tx_pool_off;
     e->rx_pool = lane + y.rx_pool_off;
     e->buf_bytes = geo->buf_bytes;
+    e->rx_bufs = geo->rx_bufs;
     e->rx_free = malloc(geo->rx_bufs * sizeof(uint32_t));
     while (e->n_free < geo->rx_bufs) {
         e->rx_free[e->n_free] = geo->rx_bufs - 1 - e->n_free;
@@ -132,8 +133,12 @@ static bool end_pass(struct end *e, enum bench_job job, uint32_t len)
 
 static void end_publish(struct end *e, int wake)
 {
-    bool news = mn_ring_publish(&e->deliver);
+    bool news;
 
+    /* As the engine does. */
+    mn_ring_hand_over(&e->deliver, e->rx_pool, e->rx_bufs, e->buf_bytes);
+    mn_buf_hand_over(&e->completed);
+    news = mn_ring_publish(&e->deliver);
     news |= mn_ring_publish(&e->completed);
     if (!news) {
         return;

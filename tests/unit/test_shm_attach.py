@@ -69,6 +69,21 @@ def test_the_lender_dies_while_we_sleep():
             channel.connect(IP, IP, 7000, "tcp")
 
 
+@pytest.mark.parametrize("call", ["send", "send_many"])
+def test_who_only_sends_hears_of_the_lenders_death(call):
+    """At the next tick of the coarse clock, not when all buffers are on their way to nobody."""
+    with Lender() as lender, attach_fds(lender.fds, spin_us=math.inf) as channel:
+        flow = channel.connect(IP, IP, 7000, "tcp")
+        channel.send(flow, b"x")
+        lender.kill()
+        coarse = 6  # CLOCK_MONOTONIC_COARSE, which Python has no name for
+        tick = time.clock_gettime(coarse)
+        while time.clock_gettime(coarse) == tick:
+            pass
+        with pytest.raises(BrokenPipeError):
+            channel.send(flow, b"x") if call == "send" else channel.send_many(flow, [b"x"])
+
+
 @pytest.mark.parametrize("call", ["recv", "send", "result", "wait", "ready", "stream_recv"])
 def test_the_lender_dies_while_we_spin(call):
     """Callers that never sleep hear of it too, whatever they call."""

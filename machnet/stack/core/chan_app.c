@@ -172,6 +172,9 @@ static bool publish_rings(struct mn_app *a)
     if (MN_UNLIKELY(a->unreleased != APP_NONE)) {
         unreleased_flush(a);
     }
+    if (a->far) {
+        app_hand_over(a);
+    }
     any = mn_ring_publish(&a->submit);
     any |= mn_ring_publish(&a->released);
     any |= mn_ring_publish(&a->ctl_submit);
@@ -230,6 +233,9 @@ int app_completed(struct mn_app *a)
         }
         a->tx_flow[buf] = MN_FLOW_NONE;
         a->tx_free[a->tx_sp++] = buf;
+    }
+    if (a->far && n > 0) {
+        mn_prefetch_write(app_tx_data(a, a->tx_free[a->tx_sp - 1])); /* the next to be filled */
     }
     mn_ring_consume(&a->completed);
     return (int)n;
@@ -304,6 +310,9 @@ static int take_deliver(struct mn_app *a, uint32_t n)
         if (MN_UNLIKELY(!rx_claim(a, &d))) {
             return app_kill(a, EPROTO);
         }
+        if (a->far) {
+            __builtin_prefetch(app_rx_data(a, d.buf));
+        }
         if (MN_UNLIKELY((f->flags & APP_F_CLOSED) != 0)) {
             app_release(a, d.buf);
         } else if (app_is_stream(f)) {
@@ -313,6 +322,19 @@ static int take_deliver(struct mn_app *a, uint32_t n)
         }
     }
     return 0;
+}
+
+/* Something came from another core: what this one will touch next is fetched while the descriptors
+ * are on their way, not one line after the other. */
+static void fetch_ahead(const struct mn_app *a)
+{
+    const uint32_t *completed = a->completed.slots;
+    const uint32_t *released = a->released.slots;
+
+    __builtin_prefetch(&a->completed.idx->tail);
+    __builtin_prefetch(&completed[a->completed.pos & a->completed.mask]);
+    mn_prefetch_write(&released[a->released.pos & a->released.mask]);
+    mn_prefetch_write(&((const struct mn_desc *)a->submit.slots)[a->submit.pos & a->submit.mask]);
 }
 
 /* Takes in deliveries and control events. The limit of the deliveries is read before the control
@@ -334,6 +356,9 @@ int app_intake(struct mn_app *a)
         return 0;
     }
     if (n > 0) {
+        if (a->far) {
+            fetch_ahead(a);
+        }
         if (take_deliver(a, (uint32_t)n) < 0) {
             return 0;
         }
@@ -399,6 +424,11 @@ bool mn_app_prepare_sleep(struct mn_app *a)
 void mn_app_cancel_sleep(struct mn_app *a)
 {
     atomic_store_explicit(&a->sh->app_sleeps, 0, memory_order_relaxed);
+}
+
+void mn_app_set_far(struct mn_app *a)
+{
+    a->far = true;
 }
 
 uint32_t mn_app_ip(const struct mn_app *a)

@@ -158,6 +158,9 @@ uint32_t mn_app_flow_ready(struct mn_app *a, uint32_t flow);
  * the flag is clear, when there is something to take in first. */
 bool mn_app_prepare_sleep(struct mn_app *a);
 void mn_app_cancel_sleep(struct mn_app *a);
+/* The engine is in another process, mostly on another core: what it gets is put where that one
+ * finds it. */
+void mn_app_set_far(struct mn_app *a);
 /* Bytes that a send on the flow can take now; 0 for a flow that can't be sent on. */
 uint64_t mn_app_send_room(struct mn_app *a, uint32_t flow);
 /* The engine is gone (its process died): what it had published is taken in, then the channel is

@@ -93,6 +93,7 @@ struct app_fifo {
 struct mn_app {
     /* What a send touches. */
     int32_t dead; /* errno, 0 while the channel lives */
+    bool far;     /* the engine is in another process */
     uint32_t buf_shift;
     uint32_t buf_bytes;
     uint32_t flows_high; /* slots below it have been set up */
@@ -257,6 +258,11 @@ static inline void app_submit(struct mn_app *a, uint32_t buf, uint32_t len, uint
     a->submit.pos++;
 }
 
+static inline void app_hand_over(const struct mn_app *a)
+{
+    mn_ring_hand_over(&a->submit, a->tx_pool, a->tx_bufs, a->buf_bytes);
+}
+
 /* Makes what was submitted visible, and with it whatever else waits. The fence is the producer's
  * half of the sleep protocol: the engine either sees the new index when it looks again, or its flag
  * is seen here. */
@@ -266,6 +272,9 @@ static inline void app_publish_submit(struct mn_app *a)
                      (a->ctl_submit.pos ^ a->ctl_submit.published)) != 0)) {
         app_publish(a);
         return;
+    }
+    if (a->far) {
+        app_hand_over(a);
     }
     if (mn_ring_publish(&a->submit) && a->kick != NULL) {
         app_kick(a);

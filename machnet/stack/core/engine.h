@@ -141,6 +141,9 @@ int mn_engine_attach_lane(struct mn_engine *e, void *region, uint64_t region_byt
                           void *priv, uint64_t priv_bytes);
 /* The application is gone: what it published is still sent, its flows linger, then close. */
 int mn_engine_detach(struct mn_engine *e, uint32_t lane, uint32_t linger_ms);
+/* The lane's application is another process, mostly on another core: what it gets is put where that
+ * one finds it. */
+void mn_engine_lane_set_far(struct mn_engine *e, uint32_t lane);
 /* Why the lane is dead, as a positive errno: its application broke the rules. 0 while it lives;
  * -ENOENT. */
 int mn_engine_lane_dead(const struct mn_engine *e, uint32_t lane);

@@ -158,6 +158,15 @@ int mn_engine_detach(struct mn_engine *e, uint32_t lane, uint32_t linger_ms)
     return 0;
 }
 
+void mn_engine_lane_set_far(struct mn_engine *e, uint32_t lane)
+{
+    struct mn_lane *l = lane_at(e, lane);
+
+    if (l != NULL) {
+        l->far = true;
+    }
+}
+
 int mn_engine_lane_dead(const struct mn_engine *e, uint32_t lane)
 {
     return lane < e->cfg.lanes_max && e->lanes[lane] != NULL ? (int)e->lanes[lane]->dead : -ENOENT;
@@ -259,6 +268,10 @@ void mn_lane_publish(struct mn_engine *e, struct mn_lane *l)
         return;
     }
     mn_stream_flush_all(l);
+    if (l->far) {
+        mn_ring_hand_over(&l->deliver, l->rx_pool, l->geo.rx_bufs, l->geo.buf_bytes);
+        mn_buf_hand_over(&l->completed);
+    }
     news = mn_ring_publish(&l->ctl_complete);
     news |= mn_ring_publish(&l->deliver);
     news |= mn_ring_publish(&l->completed);

@@ -116,6 +116,7 @@ struct mn_lane {
     uint32_t large_slot;    /* who has it, MN_NIL: nobody */
     struct mn_list touched; /* slots that gave buffers back in this pass */
     struct mn_timer timer;  /* progress of the large message; end of linger */
+    bool far;               /* the application is another process */
     bool detached;
     bool dead_told; /* the application knows; its own word for it cannot be trusted */
     bool wake; /* buffers came free although the application gave none back: waiters may go on */

@@ -66,6 +66,7 @@ static int remote_apps(struct mn_chan *c, const struct mn_chan_fds *fds)
         if (rc < 0) {
             return rc;
         }
+        mn_app_set_far(r->apps[i]);
     }
     c->app = r->apps[0];
     return 0;

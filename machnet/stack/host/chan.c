@@ -274,10 +274,7 @@ int mn_chan_send(struct mn_chan *c, uint32_t flow, const void *buf, uint64_t len
         uint32_t id = flow;
         struct mn_app *app = mn_chan_flow_app(c, &id);
 
-        rc = mn_app_send(app, id, buf, len);
-        if (MN_UNLIKELY(rc == -EAGAIN) && mn_chan_hung_up(c)) {
-            rc = -EPIPE;
-        }
+        rc = mn_chan_hung_up(c) ? -EPIPE : mn_app_send(app, id, buf, len);
         if (is_tapped(c) && rc == 0) {
             tell_given(c, flow, buf, len);
         }
@@ -392,6 +389,7 @@ int64_t mn_chan_send_many(struct mn_chan *c, uint32_t flow, const void *buf, con
         return rc;
     }
     app = mn_chan_flow_app(c, &id);
+    (void)mn_chan_hung_up(c);
     (void)mn_app_poll(app); /* the end of the flow may have been announced */
     while (done < n) {
         rc = mn_app_send_nopub(app, id, at, lens[done]);
@@ -404,9 +402,6 @@ int64_t mn_chan_send_many(struct mn_chan *c, uint32_t flow, const void *buf, con
         at += lens[done++];
     }
     mn_app_flush(app);
-    if (rc == -EAGAIN && done == 0 && mn_chan_hung_up(c)) {
-        rc = -EPIPE;
-    }
     mn_chan_leave(c);
     return done > 0 || n == 0 ? (int64_t)done : rc;
 }

@@ -188,6 +188,7 @@ static int64_t call_lend(struct mn_stack *s, void *arg)
         return lane == -EMFILE ? -ENOSPC : lane;
     }
     MN_ASSERT((uint32_t)lane < s->lanes_max && !s->lanes[lane].used);
+    mn_engine_lane_set_far(s->engine, (uint32_t)lane);
     mn_chan_set_ip(a->mem.region, a->index, s->ip);
     atomic_fetch_add(&a->mem.shared->refs, 1);
     s->lanes[lane] = a->mem;
