@@ -113,6 +113,8 @@ def _check_driver(nic: NicConfig) -> Iterator[str]:
         yield f"nic: {nic.nic!r}: {NO_DPDK}"
     elif spec.scheme in {"wire", "pcap"}:
         yield f"nic: {nic.nic!r} is not one that runs by the clock; use tap:NAME"
+    elif nic.kernel_ip is not None and _host(nic.kernel_ip) == _host(nic.ip):
+        yield f"kernel_ip: {_host(nic.ip)} is the address of the engines; the kernel wants another"
     elif nic.kernel_ip is not None and spec.scheme != "tap":
         yield f"kernel_ip: only a TAP device has an end in the kernel, not {nic.nic}"
     elif nic.kernel_ip is not None:
@@ -120,6 +122,10 @@ def _check_driver(nic: NicConfig) -> Iterator[str]:
             parse_interface(nic.kernel_ip, "kernel_ip")
         except ValueError as error:
             yield str(error)
+
+
+def _host(interface: str) -> str:
+    return interface.partition("/")[0]
 
 
 def _check_cpus(nic: NicConfig) -> Iterator[str]:

@@ -115,6 +115,7 @@ def test_every_addition_arrives() -> None:
         ({"nic": ""}, "the DPDK driver is not part of this version"),
         ({"nic": "tap:mn0?los=1%"}, "did you mean"),
         ({"nic": "link:/tmp/x", "kernel_ip": "10.0.0.1/24"}, "only a TAP device has an end in the kernel"),
+        ({"kernel_ip": "10.0.0.2/24"}, "kernel_ip: 10.0.0.2 is the address of the engines"),
         ({"kernel_ip": "x"}, "kernel_ip: 'x' is no IPv4 address"),
         ({"cpu_mask": "zz"}, "cpu_mask: 'zz' is not a mask of CPUs, such as 0x3"),
         ({"cpu_mask": "-1"}, "cpu_mask: '-1' is not a mask of CPUs"),
