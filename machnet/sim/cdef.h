@@ -513,6 +513,7 @@ struct mn_check *mn_check_new(uint32_t flows_max);
 void mn_check_free(struct mn_check *c);
 int mn_check_frame(struct mn_check *c, uint32_t node, const uint8_t *frame, uint32_t len,
                    uint64_t now_ns);
+void mn_check_arrived(struct mn_check *c, uint32_t node, const uint8_t *frame, uint32_t len);
 
 struct mn_engine;
 

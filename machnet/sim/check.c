@@ -36,10 +36,12 @@ void mn_check_free(struct mn_check *c)
     }
     for (uint32_t i = 0; i < c->flows_high; i++) {
         free(c->flows[i].ring);
+        free(c->flows[i].mnp);
     }
     mn_ck_streams_free(c->streams);
     free(c->flows);
     free(c->nodes);
+    free(c->syns);
     free(c);
 }
 
@@ -102,12 +104,12 @@ static uint32_t bucket_of(uint32_t node, const struct mn_check_conn *k)
 static bool is_flow(const struct mn_ck_flow *f, uint32_t node, const struct mn_check_conn *k)
 {
     return f->raddr == k->raddr && f->lport == k->lport && f->rport == k->rport &&
-           f->node == node && f->laddr == k->laddr && f->live;
+           f->node == node && f->laddr == k->laddr && f->udp == (k->udp != 0) && f->live;
 }
 
-static void flow_drop(struct mn_check *c, struct mn_ck_flow *f)
+void mn_ck_flow_drop(struct mn_check *c, struct mn_ck_flow *f)
 {
-    struct mn_check_conn k = {f->laddr, f->raddr, f->lport, f->rport, 0};
+    struct mn_check_conn k = {f->laddr, f->raddr, f->lport, f->rport, f->udp};
     uint32_t i = (uint32_t)(f - c->flows);
     uint32_t *at = &c->buckets[bucket_of(f->node, &k)];
 
@@ -116,6 +118,7 @@ static void flow_drop(struct mn_check *c, struct mn_ck_flow *f)
     }
     *at = f->next;
     mn_ck_ring_drop(c, f);
+    mn_ck_mnp_drop(c, f);
     f->live = false;
     c->stats.flows_live--;
     f->next = c->free_head;
@@ -144,21 +147,28 @@ static struct mn_ck_flow *flow_alloc(struct mn_check *c)
     return &c->flows[c->flows_high++];
 }
 
-struct mn_ck_flow *mn_ck_flow_get(struct mn_check *c, uint32_t node, const struct mn_check_conn *k,
-                                  uint32_t seq)
+struct mn_ck_flow *mn_ck_flow_find(struct mn_check *c, uint32_t node, const struct mn_check_conn *k)
 {
-    uint32_t bucket;
-    struct mn_ck_flow *f;
-
     if (c->last != MN_NIL && is_flow(&c->flows[c->last], node, k)) {
         return &c->flows[c->last];
     }
-    bucket = bucket_of(node, k);
-    for (uint32_t i = c->buckets[bucket]; i != MN_NIL; i = c->flows[i].next) {
+    for (uint32_t i = c->buckets[bucket_of(node, k)]; i != MN_NIL; i = c->flows[i].next) {
         if (is_flow(&c->flows[i], node, k)) {
             c->last = i;
             return &c->flows[i];
         }
+    }
+    return NULL;
+}
+
+struct mn_ck_flow *mn_ck_flow_get(struct mn_check *c, uint32_t node, const struct mn_check_conn *k,
+                                  uint32_t seq)
+{
+    struct mn_ck_flow *f = mn_ck_flow_find(c, node, k);
+    uint32_t bucket = bucket_of(node, k);
+
+    if (f != NULL) {
+        return f;
     }
     f = flow_alloc(c);
     if (f == NULL) {
@@ -169,6 +179,7 @@ struct mn_ck_flow *mn_ck_flow_get(struct mn_check *c, uint32_t node, const struc
                              .raddr = k->raddr,
                              .lport = k->lport,
                              .rport = k->rport,
+                             .udp = k->udp != 0,
                              .node = node,
                              .next = c->buckets[bucket],
                              .live = true,
@@ -215,7 +226,7 @@ static int look_flight(struct mn_check *c, const struct mn_ck_flow *f, struct mn
     uint32_t data_nxt = t->snd_nxt - ((t->flags & MN_TF_FIN_SENT) != 0); /* FIN may always go */
 
     if (t->snd_nxt == f->nxt || data_nxt == f->nxt || mn_ck_is_held(c, f->node) ||
-        (t->flags & MN_TF_PERSIST) != 0) {
+        (t->flags & MN_TF_PERSIST) != 0 || f->udp) {
         return 0;
     }
     pipe = mn_tcp_pipe(e, t);
@@ -230,8 +241,8 @@ static int look_flight(struct mn_check *c, const struct mn_ck_flow *f, struct mn
 static int look(struct mn_check *c, struct mn_ck_flow *f, struct mn_engine *e, uint64_t now_ns)
 {
     uint32_t last_hit = e->last_hit;
-    const struct mn_tcb *t =
-        mn_flow_find(e, MN_IPPROTO_TCP, f->laddr, f->lport, f->raddr, f->rport);
+    const struct mn_tcb *t = mn_flow_find(e, f->udp ? MN_IPPROTO_UDP : MN_IPPROTO_TCP, f->laddr,
+                                          f->lport, f->raddr, f->rport);
     char what[512];
     struct mn_ck k = {.engine = e, .text = what, .size = sizeof(what)};
     int rc = 0;
@@ -239,7 +250,7 @@ static int look(struct mn_check *c, struct mn_ck_flow *f, struct mn_engine *e, u
     e->last_hit = last_hit;
     c->stats.looks++;
     if (t == NULL || (f->has_syn && t->iss != f->iss)) {
-        flow_drop(c, f);
+        mn_ck_flow_drop(c, f);
         return 0;
     }
     f->iss = t->iss;
@@ -344,7 +355,7 @@ void mn_check_forget(struct mn_check *c, uint32_t node)
     for (uint32_t i = 0; i < c->flows_high; i++) {
         c->flows[i].touched = false;
         if (c->flows[i].live && c->flows[i].node == node) {
-            flow_drop(c, &c->flows[i]);
+            mn_ck_flow_drop(c, &c->flows[i]);
         }
     }
     if (node < c->n_nodes) {

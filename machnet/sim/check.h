@@ -7,7 +7,8 @@
  *     that what it has in flight is within its windows;
  *   - of the frames that leave an engine: bytes sent again are those that were sent first, and not
  *     acknowledged yet; acknowledgements and the right edge of the window never go back; sequence
- *     numbers leave no gap;
+ *     numbers leave no gap; of the message transport, also what its packets owe to those that have
+ *     arrived;
  *   - between applications: what one side is given is what the other side gave, from the first byte
  *     on, in order and once.
  *
@@ -36,6 +37,8 @@ void mn_check_free(struct mn_check *c);
 /* A frame has left the node's engine, as it is before any link. 0 or -EPROTO. */
 int mn_check_frame(struct mn_check *c, uint32_t node, const uint8_t *frame, uint32_t len,
                    uint64_t now_ns);
+/* A frame is given to the node's engine, for what the message transport may acknowledge. */
+void mn_check_arrived(struct mn_check *c, uint32_t node, const uint8_t *frame, uint32_t len);
 /* A pass of the node's engine is over. Looks at the connections that have sent in it, and, as often
  * as the cost of it allows, at everything. 0 or -EPROTO. */
 int mn_check_pass(struct mn_check *c, uint32_t node, struct mn_engine *e, uint64_t now_ns);

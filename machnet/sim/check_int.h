@@ -41,11 +41,13 @@ uint64_t mn_ck_walk_cost(const struct mn_engine *e);
 
 #define MN_CK_BUCKETS 4096u /* a power of two */
 #define MN_CK_NO_NODE UINT32_MAX
+#define MN_CK_SYNS    256u /* of the message transport, not answered yet; a power of two */
 
 /* One direction of a connection, as its sender's frames show it. */
 struct mn_ck_flow {
     uint32_t laddr, raddr;
     uint16_t lport, rport;
+    bool udp; /* of the message transport: numbers count packets */
     uint32_t node;
     uint32_t next; /* in its bucket, or of the free ones */
     uint32_t touched_next;
@@ -63,6 +65,7 @@ struct mn_ck_flow {
     uint8_t *ring;
     uint32_t ring_bytes; /* a power of two, 0: none */
     uint32_t kept;
+    struct mn_ck_mnp *mnp; /* of the message transport */
 };
 
 struct mn_ck_node {
@@ -80,6 +83,7 @@ struct mn_check {
     struct mn_ck_node *nodes;
     uint32_t n_nodes;
     struct mn_ck_streams *streams;
+    struct mn_ck_syn *syns; /* MN_CK_SYNS of them, or NULL */
     struct mn_check_stats stats;
     char text[640];
     bool told; /* somebody was answered -EPROTO */
@@ -92,7 +96,18 @@ int mn_ck_flow_violation(struct mn_check *c, const struct mn_ck_flow *f, uint64_
 /* The flow of a frame, made if need be; NULL: there is no room for it. */
 struct mn_ck_flow *mn_ck_flow_get(struct mn_check *c, uint32_t node, const struct mn_check_conn *k,
                                   uint32_t seq);
+/* NULL: it is not followed. */
+struct mn_ck_flow *mn_ck_flow_find(struct mn_check *c, uint32_t node,
+                                   const struct mn_check_conn *k);
+void mn_ck_flow_drop(struct mn_check *c, struct mn_ck_flow *f);
 void mn_ck_ring_drop(struct mn_check *c, struct mn_ck_flow *f);
+/* To be looked at behind the pass. */
+void mn_ck_touch(struct mn_check *c, struct mn_ck_flow *f);
+
+/* check_mnp.c: frames of the message transport. */
+int mn_ck_mnp_sent(struct mn_check *c, uint32_t node, const struct mn_ipv4 *ip, uint64_t now_ns);
+void mn_ck_mnp_arrived(struct mn_check *c, uint32_t node, const struct mn_ipv4 *ip);
+void mn_ck_mnp_drop(struct mn_check *c, struct mn_ck_flow *f);
 
 static inline bool mn_ck_is_held(const struct mn_check *c, uint32_t node)
 {

@@ -22,7 +22,7 @@ void mn_ck_ring_drop(struct mn_check *c, struct mn_ck_flow *f)
     f->kept = f->data_end;
 }
 
-static void touch(struct mn_check *c, struct mn_ck_flow *f)
+void mn_ck_touch(struct mn_check *c, struct mn_ck_flow *f)
 {
     uint32_t i = (uint32_t)(f - c->flows);
 
@@ -258,23 +258,39 @@ void mn_check_foreign(struct mn_check *c, const uint8_t *frame, uint32_t len)
 int mn_check_frame(struct mn_check *c, uint32_t node, const uint8_t *frame, uint32_t len,
                    uint64_t now_ns)
 {
-    struct mn_check_conn k;
+    struct mn_ipv4 ip;
     struct mn_tcp tcp;
     struct mn_ck_flow *f;
     int rc;
 
     c->stats.frames++;
-    if (c->text[0] != '\0') {
+    if (c->text[0] != '\0' || !parse_ip(frame, len, &ip)) {
         return 0;
     }
-    if (!parse(frame, len, &k, &tcp) || (tcp.flags & MN_TCP_RST) != 0) {
+    if (ip.proto == MN_IPPROTO_UDP) {
+        return mn_ck_mnp_sent(c, node, &ip, now_ns);
+    }
+    if (ip.proto != MN_IPPROTO_TCP || mn_tcp_parse(ip.payload, ip.payload_len, &tcp) != 0 ||
+        (tcp.flags & MN_TCP_RST) != 0) {
         return 0; /* resets may belong to no connection */
     }
+    const struct mn_check_conn k = {ip.src, ip.dst, tcp.sport, tcp.dport, 0};
     f = mn_ck_flow_get(c, node, &k, tcp.seq);
     if (f == NULL) {
         return 0;
     }
     rc = (tcp.flags & MN_TCP_SYN) != 0 ? sent_syn(c, f, &tcp) : sent_segment(c, f, &tcp, now_ns);
-    touch(c, f);
+    mn_ck_touch(c, f);
     return rc;
+}
+
+void mn_check_arrived(struct mn_check *c, uint32_t node, const uint8_t *frame, uint32_t len)
+{
+    struct mn_ipv4 ip;
+
+    /* TCP's invariants do without: seen from far, its frames cost next to nothing. */
+    if (len > MN_ETH_HLEN + MN_IPV4_HLEN && frame[MN_ETH_HLEN + 9] == MN_IPPROTO_UDP &&
+        c->text[0] == '\0' && parse_ip(frame, len, &ip) && ip.proto == MN_IPPROTO_UDP) {
+        mn_ck_mnp_arrived(c, node, &ip);
+    }
 }

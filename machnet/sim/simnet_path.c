@@ -346,6 +346,9 @@ static uint32_t nic_rx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt *
     (void)queue;
     for (uint32_t i = 0; i < got; i++) {
         pkts[i] = pktlist_pop(&node->rx);
+        if (node->net->check != NULL) {
+            mn_check_arrived(node->net->check, node->number, pkts[i]->data, pkts[i]->len);
+        }
     }
     return got;
 }
