@@ -473,3 +473,20 @@ def test_a_bad_network_violates_nothing(extended: bool) -> None:
         assert net.leaks() == []
         lib.mn_check_get_stats(lib.mn_simnet_check(net._native), stats)
         assert stats.unfollowed == 0
+
+
+@pytest.mark.parametrize("feats", [mnp_peer.ALL, 0x3F, 0])
+def test_a_keep_alive_probe_has_no_length_where_none_was_agreed(feats: int) -> None:
+    """What the invariants are for: it had."""
+    try:
+        peer = mnp_peer.Peer.make(keepalive_idle_s=1)
+        peer.accept(feats=feats)
+        peer.data(b"hello")
+        message = peer.channel.recv(timeout=1)
+        peer.channel.set_option(message.flow, lib.MN_OPT_KEEPALIVE, 1)
+        peer.got()
+        peer.stack.advance(1_500_000_000)
+        probe = next(packet for packet in peer.got() if packet.kind == DATA)
+        assert (probe.payload, probe.word12) == (b"\0", int(feats & 0x40 != 0))
+    finally:
+        mnp_peer.close_all()

@@ -263,10 +263,8 @@ void mn_mnp_send_ack(struct mn_engine *e, struct mn_tcb *t)
 /* Old DATA of one byte: whoever is alive acknowledges it. */
 void mn_mnp_send_probe(struct mn_engine *e, struct mn_tcb *t)
 {
-    struct mn_mnp_repr r = {.kind = MN_MNP_DATA,
-                            .msg_flags = MN_MNP_FIRST | MN_MNP_LAST,
-                            .seq = t->snd_una - 1,
-                            .word12 = 1};
+    struct mn_mnp_repr r = {
+        .kind = MN_MNP_DATA, .msg_flags = MN_MNP_FIRST | MN_MNP_LAST, .seq = t->snd_una - 1};
     struct mn_pkt *pkt = mn_tx_alloc(e, HDRS + 1);
     struct way w = way_of(t);
 
@@ -274,6 +272,7 @@ void mn_mnp_send_probe(struct mn_engine *e, struct mn_tcb *t)
         return;
     }
     fill(e, t, &r);
+    r.word12 = (mn_mcb_of(e, t)->feats & MN_MNP_F_MSGLEN) != 0; /* its length, where that is told */
     if (!r.ext || (mn_mcb_of(e, t)->feats & MN_MNP_F_DATA_ACK) == 0) {
         r.ack = MN_MNP_NO_ACK;
     }
