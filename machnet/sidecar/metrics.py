@@ -198,7 +198,10 @@ class MetricsServer:
             kind = _UnixServer
         else:
             kind = _Tcp6Server if ":" in place[0] else _TcpServer
-        self._server = kind(address, _Handler)
+        try:
+            self._server = kind(address, _Handler)
+        except OSError as error:
+            raise OSError(error.errno, f"metrics on {where}: {error.strerror or error}") from error
         self._server.set_app(make_wsgi_app(registry(engines, status)))
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="machnet-metrics", daemon=True

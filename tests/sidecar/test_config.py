@@ -7,6 +7,9 @@ import json
 import os
 import pwd
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +237,22 @@ def test_users_and_groups_are_names_or_numbers() -> None:
     me = pwd.getpwuid(0)
     assert user_id(me.pw_name) == user_id(0) == 0
     assert group_id(0) == 0
+
+
+def test_metrics_on_an_address_that_is_taken_say_so(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        link = ["--nic", f"link:{tmp_path}/cable", "--ip", "10.0.0.2"]
+        arguments = [*link, "--socket", f"{tmp_path}/s", "--metrics", where]
+        result = subprocess.run(
+            [sys.executable, "-P", "-m", "machnet.cli.run", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert result.returncode == 1
+    assert f"metrics on {where}: Address already in use" in result.stderr
 
 
 def test_metrics_are_served_on_this_machine_alone() -> None:
