@@ -4,6 +4,7 @@
  * segments from other hosts (placed relative to what the engine has sent), any other frames, calls
  * of two applications, steps of time, a NIC that fails. After each pass everything that must hold
  * is checked (fz_check.c), and at the end, with everybody gone, nothing may be left.
+ * Built a second time with FZ_MNP for the message protocol: the same, with its packets.
  */
 #include "fz_app.h"
 
@@ -60,7 +61,7 @@ static void step(struct fuzz *z)
 
 static void op_segment(struct fuzz *z, uint8_t kind)
 {
-    if (fz_segment(&z->in, &z->peer, kind)) {
+    if (FZ_MNP ? fz_mnp_segment(&z->in, &z->peer, kind) : fz_segment(&z->in, &z->peer, kind)) {
         step(z);
     }
 }
@@ -123,7 +124,7 @@ static void op_icmp(struct fuzz *z)
     struct mn_ipv4_repr ip = {.src = z->host.cfg.ip,
                               .dst = c->ip,
                               .payload_len = MN_TCP_HLEN,
-                              .proto = MN_IPPROTO_TCP,
+                              .proto = FZ_MNP ? MN_IPPROTO_UDP : MN_IPPROTO_TCP,
                               .ttl = 3};
     mn_ipv4_emit(quote, &ip);
     mn_wr16be(quote + MN_IPV4_HLEN, c->engine_port);
@@ -234,6 +235,7 @@ static void op_app(struct fuzz *z, uint8_t what)
             fz_app_open(a, &z->host, a->chan);
             a->known = known;
             a->ctx = z;
+            a->mnp = FZ_MNP;
         }
         return;
     }
@@ -379,6 +381,9 @@ static void open_all(struct fuzz *z)
     struct mn_config cfg;
 
     fz_host_config(&z->in, &cfg, FZ_IP(1));
+    if (FZ_MNP) {
+        fz_host_config_mnp(&z->in, &cfg);
+    }
     uint8_t b = fz_u8(&z->in);
     fz_host_open(&z->host, &cfg, mtus[b & 3], (b >> 2) & 7);
     fz_peer_open(&z->peer, &z->host);
@@ -388,6 +393,7 @@ static void open_all(struct fuzz *z)
         fz_app_open(&z->apps[i], &z->host, i);
         z->apps[i].known = known;
         z->apps[i].ctx = z;
+        z->apps[i].mnp = FZ_MNP;
     }
     z->autos = (uint8_t)(b >> 5) ^ 7;
     if ((b & 64) == 0) {

@@ -3,7 +3,8 @@
  * Two engines back to back over a path that loses, doubles, delays, reorders and damages frames as
  * the input says, with an application on each. Whatever happens, each side reads a prefix of what
  * the other one wrote (fz_app.c). When the faults stop, everything that was written on a connection
- * that both sides still have arrives, and after both sides closed, nothing is left.
+ * that both sides still have arrives, and after both sides closed, nothing is left. Built a second
+ * time with FZ_MNP for the message protocol.
  */
 #include "fz_app.h"
 
@@ -12,6 +13,7 @@
 #define END_EVENTS    60000u
 #define LATENCY_NS    (100 * MN_NS_PER_US)
 #define IN_FLIGHT_MAX 512u
+#define PROTO         (FZ_MNP ? MN_IPPROTO_UDP : MN_IPPROTO_TCP)
 
 struct link {
     struct fz_queue q;     /* in order of arrival */
@@ -91,23 +93,34 @@ static const struct mn_tcb *tcb_of_frame(const struct fuzz *z, uint32_t i, const
     uint16_t src = mn_rd16be(tcp), dst = mn_rd16be(tcp + 2);
     uint32_t near = z->host[i].cfg.ip, far = z->host[1 - i].cfg.ip;
 
-    return there ? mn_flow_find(z->host[1 - i].e, MN_IPPROTO_TCP, far, dst, near, src)
-                 : mn_flow_find(z->host[i].e, MN_IPPROTO_TCP, near, src, far, dst);
+    return there ? mn_flow_find(z->host[1 - i].e, PROTO, far, dst, near, src)
+                 : mn_flow_find(z->host[i].e, PROTO, near, src, far, dst);
 }
 
-static bool is_tcp(const struct fz_frame *f)
+static bool is_ours(const struct fz_frame *f)
 {
     return f->len >= MN_ETH_HLEN + MN_IPV4_HLEN + MN_TCP_HLEN && f->data[12] == 8 &&
-           f->data[13] == 0 && f->data[14] == 0x45 && f->data[23] == MN_IPPROTO_TCP;
+           f->data[13] == 0 && f->data[14] == 0x45 && f->data[23] == PROTO;
 }
 
 /* Notes which connection a segment without a timestamp is of. */
 static void mark_incarnation(const struct fuzz *z, uint32_t i, struct fz_frame *f)
 {
-    const struct mn_tcb *t = is_tcp(f) ? tcb_of_frame(z, i, f, false) : NULL;
+    const struct mn_tcb *t = is_ours(f) ? tcb_of_frame(z, i, f, false) : NULL;
 
     f->has_iss = t != NULL && (t->flags & MN_TF_TS) == 0;
     f->iss = f->has_iss ? t->iss : 0;
+}
+
+static bool opens_or_resets(const struct fz_frame *f)
+{
+    const uint8_t *l4 = f->data + MN_ETH_HLEN + MN_IPV4_HLEN;
+
+    if (FZ_MNP) {
+        return f->len >= MN_ETH_HLEN + MN_IPV4_HLEN + MN_UDP_HLEN + MN_MNP_HLEN &&
+               ((l4[MN_UDP_HLEN + 2] & MN_MNP_SYN) != 0 || l4[MN_UDP_HLEN + 2] == MN_MNP_RST);
+    }
+    return (l4[13] & (MN_TCP_SYN | MN_TCP_RST)) != 0;
 }
 
 /* A segment that has outlived its connection, while another one between the same ports is there:
@@ -115,11 +128,9 @@ static void mark_incarnation(const struct fuzz *z, uint32_t i, struct fz_frame *
  * was reset does not keep. */
 static bool is_stale(const struct fuzz *z, uint32_t i, const struct fz_frame *f)
 {
-    const struct mn_tcb *u = f->has_iss && is_tcp(f) ? tcb_of_frame(z, i, f, true) : NULL;
+    const struct mn_tcb *u = f->has_iss && is_ours(f) ? tcb_of_frame(z, i, f, true) : NULL;
 
-    return u != NULL &&
-           (f->data[MN_ETH_HLEN + MN_IPV4_HLEN + 13] & (MN_TCP_SYN | MN_TCP_RST)) == 0 &&
-           u->state >= MN_TCP_SYN_RECEIVED && u->irs != f->iss;
+    return u != NULL && !opens_or_resets(f) && u->state >= MN_TCP_SYN_RECEIVED && u->irs != f->iss;
 }
 
 static void forward(struct fuzz *z, struct link *l, struct fz_frame *f)
@@ -353,7 +364,7 @@ static void op(struct fuzz *z)
 
 static const struct mn_tcb *tcb_of(const struct fuzz *z, uint32_t i, const struct fz_flow *f)
 {
-    return mn_flow_find(z->host[i].e, MN_IPPROTO_TCP, z->host[i].cfg.ip, f->local_port,
+    return mn_flow_find(z->host[i].e, PROTO, z->host[i].cfg.ip, f->local_port,
                         z->host[1 - i].cfg.ip, f->remote_port);
 }
 
@@ -449,11 +460,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     for (uint32_t i = 0; i < 2; i++) {
         fz_host_config(&z.in, &cfg, FZ_IP(1 + i));
         cfg.secret[1] = (uint8_t)i;
-        cfg.user_timeout_ms = 300000;
+        if (FZ_MNP) {
+            fz_host_config_mnp(&z.in, &cfg);
+        }
+        cfg.user_timeout_ms = cfg.mnp_user_timeout_ms = 300000;
         fz_host_open(&z.host[i], &cfg, mtus[b & 3], (b & 4) != 0 ? 7 : 0);
         fz_chan_geometry(&z.in, &geo);
         fz_chan_open(&z.host[i], 0, &geo);
         fz_app_open(&z.app[i], &z.host[i], 0);
+        z.app[i].mnp = FZ_MNP;
     }
     z.now_ns = z.host[0].now_ns;
     for (uint32_t n = 0; n < OPS_MAX && fz_more(&z.in); n++) {

@@ -47,12 +47,40 @@ static void token_add(struct fz_app *a, int64_t token)
     a->tokens[a->n_tokens++] = token;
 }
 
+static bool is_framed(const struct fz_app *a, uint16_t local, uint16_t remote)
+{
+    return a->mnp || fz_is_framed(local, remote);
+}
+
+static uint32_t proto_of(const struct fz_app *a, uint16_t local, uint16_t remote)
+{
+    if (a->mnp) {
+        return MN_PROTO_UDP;
+    }
+    return fz_is_framed(local, remote) ? MN_PROTO_TCP : MN_PROTO_STREAM;
+}
+
+/* Number msg of the messages between two ports: its length, and where its content begins. */
+static uint32_t message(const struct fz_app *a, uint16_t local, uint16_t remote, uint32_t msg,
+                        uint32_t *off)
+{
+    const uint32_t *lens;
+
+    if (a->mnp) {
+        *off = fz_mnp_message_at(msg);
+        return fz_mnp_message_len(local, remote, msg);
+    }
+    uint32_t n = fz_messages(local, remote, &lens);
+
+    *off += 4;
+    return lens[msg % n];
+}
+
 void fz_app_listen(struct fz_app *a, uint32_t port_index, uint32_t backlog)
 {
     uint16_t port = (uint16_t)(FZ_PORT_FIRST + port_index);
-    uint32_t proto = fz_is_framed(port, 0) ? MN_PROTO_TCP : MN_PROTO_STREAM;
 
-    token_add(a, mn_app_listen(fz_app_chan(a), 0, port, proto, backlog));
+    token_add(a, mn_app_listen(fz_app_chan(a), 0, port, proto_of(a, port, 0), backlog));
 }
 
 void fz_app_unlisten(struct fz_app *a, uint32_t port_index)
@@ -66,7 +94,7 @@ void fz_app_unlisten(struct fz_app *a, uint32_t port_index)
 void fz_app_connect(struct fz_app *a, uint32_t ip, uint16_t port, uint16_t local_port,
                     uint32_t timeout_ms)
 {
-    uint32_t proto = fz_is_framed(local_port, port) ? MN_PROTO_TCP : MN_PROTO_STREAM;
+    uint32_t proto = proto_of(a, local_port, port);
 
     token_add(a, mn_app_connect(fz_app_chan(a), 0, local_port, ip, port, proto, timeout_ms));
 }
@@ -108,14 +136,13 @@ void fz_app_results(struct fz_app *a)
 int64_t fz_app_send(struct fz_app *a, struct fz_flow *f, uint32_t len, uint32_t flags)
 {
     struct mn_app *app = fz_app_chan(a);
-    const uint32_t *lens;
     int64_t rc;
 
-    if (fz_is_framed(f->local_port, f->remote_port)) {
-        uint32_t n = fz_messages(f->local_port, f->remote_port, &lens);
-        uint32_t msg = lens[f->tx_msg % n];
+    if (is_framed(a, f->local_port, f->remote_port)) {
+        uint32_t off = f->tx_off;
+        uint32_t msg = message(a, f->local_port, f->remote_port, f->tx_msg, &off);
 
-        fz_content(f->local_port, f->remote_port, f->tx_off + 4, chunk, msg);
+        fz_content(f->local_port, f->remote_port, off, chunk, msg);
         rc = mn_app_send(app, f->id, chunk, msg);
         if (rc == 0) {
             f->tx_off += 4 + msg;
@@ -144,7 +171,6 @@ static void take_message(struct fz_app *a, const struct mn_app_msg *msg)
 {
     struct mn_app *app = fz_app_chan(a);
     struct mn_app_flow_info info;
-    const uint32_t *lens;
 
     if (msg->len > CHUNK_BYTES || msg->status != 0) {
         FZ_CHECK(msg->status == 0 || msg->len == 0);
@@ -153,15 +179,15 @@ static void take_message(struct fz_app *a, const struct mn_app_msg *msg)
     }
     FZ_CHECK(mn_app_flow_info(app, msg->flow, &info) == 0);
     struct fz_flow *f = fz_flow_of(a, msg->flow);
-    FZ_CHECK(f != NULL && info.proto == MN_PROTO_TCP);
+    FZ_CHECK(f != NULL && info.proto == (a->mnp ? MN_PROTO_UDP : MN_PROTO_TCP));
     FZ_CHECK(mn_app_take(app, chunk, sizeof(chunk)) == (int64_t)msg->len);
     a->received += msg->len + 1;
     if (!is_known(a, &info)) {
         return;
     }
-    uint32_t n = fz_messages(info.local_port, info.remote_port, &lens);
-    FZ_CHECK(msg->len == lens[f->rx_msg % n]);
-    fz_content(info.local_port, info.remote_port, f->rx_off + 4, want, msg->len);
+    uint32_t off = f->rx_off;
+    FZ_CHECK(msg->len == message(a, info.local_port, info.remote_port, f->rx_msg, &off));
+    fz_content(info.local_port, info.remote_port, off, want, msg->len);
     FZ_CHECK(memcmp(chunk, want, msg->len) == 0);
     f->rx_off += 4 + msg->len;
     f->rx_msg++;

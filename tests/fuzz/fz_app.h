@@ -18,6 +18,7 @@ struct fz_flow {
 struct fz_app {
     struct fz_host *h;
     uint32_t chan;
+    bool mnp; /* every flow speaks the message protocol */
     struct fz_flow flows[FZ_FLOWS];
     int64_t tokens[4];
     uint32_t n_tokens;

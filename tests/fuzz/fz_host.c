@@ -105,6 +105,8 @@ void fz_host_config(struct fz_in *in, struct mn_config *cfg, uint32_t ip)
     /* Short enough to be reached, still in the order of the defaults. */
     cfg->user_timeout_ms = 20000;
     cfg->fin_wait2_ms = 10000;
+    cfg->mnp_flows_max = 6;
+    cfg->mnp_user_timeout_ms = 20000;
 }
 
 static void on_wake(void *ctx, uint32_t lane)
@@ -113,6 +115,18 @@ static void on_wake(void *ctx, uint32_t lane)
 
     (void)lane;
     h->wakes++;
+}
+
+void fz_host_config_mnp(struct fz_in *in, struct mn_config *cfg)
+{
+    static const uint32_t windows[] = {256, 2, 64, 5};
+    uint8_t b = fz_u8(in);
+
+    cfg->mnp_window_packets = windows[b & 3];
+    cfg->mnp_extended = (b & 4) == 0;
+    cfg->mnp_flows_max = (b & 8) != 0 ? 2 : 6;
+    cfg->mnp_msl_ms = (b & 16) != 0 ? 30000 : 1000;
+    cfg->mnp_rto_min_us = (b & 32) != 0 ? 200000 : 1000;
 }
 
 void fz_host_open(struct fz_host *h, const struct mn_config *cfg, uint32_t mtu, uint8_t caps)
@@ -220,7 +234,7 @@ void fz_host_close(struct fz_host *h)
     mn_engine_usage(h->e, &use);
     FZ_CHECK(use.tcbs == 0 && use.half_open == 0 && use.time_wait == 0);
     FZ_CHECK(use.ooo_blocks == 0 && use.ooo_ranges == 0 && use.sack_ranges == 0);
-    FZ_CHECK(use.listeners == 0);
+    FZ_CHECK(use.listeners == 0 && use.mnp_flows == 0);
     for (uint32_t i = 0; i < FZ_LANES; i++) {
         FZ_CHECK(fz_chan_reap(h, i));
     }

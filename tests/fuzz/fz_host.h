@@ -34,6 +34,8 @@ struct fz_host {
 
 /* A small engine, so that every limit is within reach: which one is up to the input. */
 void fz_host_config(struct fz_in *in, struct mn_config *cfg, uint32_t ip);
+/* The message protocol's part, one byte. */
+void fz_host_config_mnp(struct fz_in *in, struct mn_config *cfg);
 void fz_host_open(struct fz_host *h, const struct mn_config *cfg, uint32_t mtu, uint8_t caps);
 void fz_chan_geometry(struct fz_in *in, struct mn_chan_geometry *geo);
 void fz_chan_open(struct fz_host *h, uint32_t i, const struct mn_chan_geometry *geo);

@@ -30,20 +30,19 @@ static bool is_listen_port(uint16_t port)
     return port >= FZ_PORT_FIRST && port < FZ_PORT_FIRST + FZ_PORT_COUNT;
 }
 
-/* The port that decides what is spoken: the listener's, else the remote one. */
-static uint16_t deciding(uint16_t local, uint16_t remote)
+uint16_t fz_deciding(uint16_t local, uint16_t remote)
 {
     return is_listen_port(local) ? local : remote;
 }
 
 bool fz_is_framed(uint16_t local, uint16_t remote)
 {
-    return ((deciding(local, remote) - FZ_PORT_FIRST) & 2) != 0;
+    return ((fz_deciding(local, remote) - FZ_PORT_FIRST) & 2) != 0;
 }
 
 uint32_t fz_messages(uint16_t local, uint16_t remote, const uint32_t **lens)
 {
-    *lens = (deciding(local, remote) & 1) != 0 ? small_messages : large_messages;
+    *lens = (fz_deciding(local, remote) & 1) != 0 ? small_messages : large_messages;
     return FZ_MESSAGE_MAX;
 }
 
@@ -75,7 +74,7 @@ void fz_content(uint16_t local, uint16_t remote, uint32_t off, uint8_t *out, uin
         make_streams();
     }
     if (fz_is_framed(local, remote)) {
-        stream = streams[(deciding(local, remote) & 1) != 0 ? 1 : 2];
+        stream = streams[(fz_deciding(local, remote) & 1) != 0 ? 1 : 2];
     }
     while (len > 0) {
         uint32_t at = off % FZ_PERIOD, n = mn_min_u32(len, FZ_PERIOD - at);
@@ -93,7 +92,7 @@ void fz_peer_open(struct fz_peer *p, struct fz_host *h)
 }
 
 /* Plain and slow on purpose: not the code under test. */
-FZ_NO_COVERAGE static uint16_t plain_sum(const uint8_t *p, uint32_t len, uint32_t sum)
+FZ_NO_COVERAGE uint16_t fz_plain_sum(const uint8_t *p, uint32_t len, uint32_t sum)
 {
     for (uint32_t i = 0; i < len; i++) {
         sum += (i & 1) != 0 ? p[i] : (uint32_t)p[i] << 8;
@@ -106,11 +105,10 @@ FZ_NO_COVERAGE static uint16_t plain_sum(const uint8_t *p, uint32_t len, uint32_
 
 static uint32_t pseudo_sum(const uint8_t *ip, uint8_t proto, uint32_t len)
 {
-    return (uint32_t)plain_sum(ip + 12, 8, 0) + proto + len;
+    return (uint32_t)fz_plain_sum(ip + 12, 8, 0) + proto + len;
 }
 
-static struct fz_conn *conn_find(struct fz_peer *p, uint32_t ip, uint16_t port,
-                                 uint16_t engine_port)
+struct fz_conn *fz_conn_find(struct fz_peer *p, uint32_t ip, uint16_t port, uint16_t engine_port)
 {
     struct fz_conn *spare = NULL;
 
@@ -147,7 +145,7 @@ static void check_payload(struct fz_conn *c, const struct mn_tcp *tcp)
 
 static void on_tcp(struct fz_peer *p, const struct mn_ipv4 *ip, const struct mn_tcp *tcp)
 {
-    struct fz_conn *c = conn_find(p, ip->dst, tcp->dport, tcp->sport);
+    struct fz_conn *c = fz_conn_find(p, ip->dst, tcp->dport, tcp->sport);
     struct mn_tcp_opts o;
 
     if (c == NULL || (tcp->flags & MN_TCP_RST) != 0) {
@@ -221,17 +219,21 @@ static void on_frame(struct fz_peer *p, const struct fz_frame *f, bool arp)
     FZ_CHECK(eth.type == MN_ETHERTYPE_IPV4);
     FZ_CHECK(mn_ipv4_parse(eth.payload, eth.payload_len, &ip) == 0);
     FZ_CHECK(ip.src == p->h->cfg.ip && ip.total_len == eth.payload_len);
-    FZ_CHECK(plain_sum(eth.payload, ip.hdr_len, 0) == 0xffff);
+    FZ_CHECK(fz_plain_sum(eth.payload, ip.hdr_len, 0) == 0xffff);
     if (ip.proto == MN_IPPROTO_ICMP) {
-        FZ_CHECK(plain_sum(ip.payload, ip.payload_len, 0) == 0xffff);
+        FZ_CHECK(fz_plain_sum(ip.payload, ip.payload_len, 0) == 0xffff);
+        return;
+    }
+    if (ip.proto == MN_IPPROTO_UDP) {
+        fz_mnp_read(p, &ip, f);
         return;
     }
     FZ_CHECK(ip.proto == MN_IPPROTO_TCP);
     FZ_CHECK(mn_tcp_parse(ip.payload, ip.payload_len, &tcp) == 0);
     trace(p, '>', ip.dst, &tcp);
     if (f->csum == MN_CSUM_NONE) {
-        FZ_CHECK(plain_sum(ip.payload, ip.payload_len,
-                           pseudo_sum(eth.payload, MN_IPPROTO_TCP, ip.payload_len)) == 0xffff);
+        FZ_CHECK(fz_plain_sum(ip.payload, ip.payload_len,
+                              pseudo_sum(eth.payload, MN_IPPROTO_TCP, ip.payload_len)) == 0xffff);
     }
     on_tcp(p, &ip, &tcp);
 }
@@ -304,7 +306,7 @@ void fz_peer_send(struct fz_peer *p, struct fz_conn *c, const struct fz_seg *s)
                    tcp + hdr_len, len);
     }
     mn_wr16be(tcp + MN_TCP_CSUM_OFF, 0);
-    uint16_t sum = plain_sum(tcp, hdr_len + len, pseudo_sum(ip, MN_IPPROTO_TCP, hdr_len + len));
+    uint16_t sum = fz_plain_sum(tcp, hdr_len + len, pseudo_sum(ip, MN_IPPROTO_TCP, hdr_len + len));
     mn_wr16be(tcp + MN_TCP_CSUM_OFF, (uint16_t)(~sum ^ (s->bad_csum ? 0x0101 : 0)));
     struct mn_tcp seen;
     if (mn_tcp_parse(tcp, hdr_len + len, &seen) == 0) {

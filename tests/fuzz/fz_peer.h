@@ -19,6 +19,17 @@
 #define FZ_PEER_PORT   5000u /* and the seven behind it */
 #define FZ_MESSAGE_MAX 8u
 
+/* What is known of a connection of the message protocol besides. */
+struct fz_mnp {
+    bool ext;        /* what we said in our SYN or SYN-ACK */
+    bool sack_known; /* the bitmap is one that came with `ack` */
+    uint64_t sack[MN_MNP_SACK_LEN];
+    uint32_t tx_msg, tx_off; /* the engine's next new packet: message, and where in it */
+    struct {
+        uint32_t seq, len, sum;
+    } sent[MN_MNP_WND_MAX]; /* length 0: nothing */
+};
+
 /* One pair of addresses, whatever connections come and go on it. */
 struct fz_conn {
     uint32_t ip; /* of the peer */
@@ -34,6 +45,7 @@ struct fz_conn {
     uint32_t tsval; /* the engine's last */
     uint32_t p_iss; /* ours */
     uint32_t ts;    /* our clock */
+    struct fz_mnp mnp;
 };
 
 struct fz_peer {
@@ -56,6 +68,8 @@ struct fz_seg {
     bool bad_csum;
 };
 
+/* The port that decides what is spoken: the listener's, else the remote one. */
+uint16_t fz_deciding(uint16_t local, uint16_t remote);
 bool fz_is_framed(uint16_t local, uint16_t remote);
 /* Lengths of the messages of which a framed stream is made, in turn; returns how many. */
 uint32_t fz_messages(uint16_t local, uint16_t remote, const uint32_t **lens);
@@ -69,6 +83,17 @@ void fz_peer_send(struct fz_peer *p, struct fz_conn *c, const struct fz_seg *s);
 /* An IPv4 packet with a right header checksum around `len` bytes of anything. */
 struct fz_frame *fz_ip_frame(struct fz_peer *p, uint32_t src, uint8_t proto, uint32_t len);
 void fz_inject(struct fz_peer *p, struct fz_frame *f);
+
+uint16_t fz_plain_sum(const uint8_t *p, uint32_t len, uint32_t sum);
+struct fz_conn *fz_conn_find(struct fz_peer *p, uint32_t ip, uint16_t port, uint16_t engine_port);
+
+/* fz_mnp.c: the message protocol. Messages are of fixed lengths, in turn, and are cut by us so that
+ * each packet is known from its number. */
+uint32_t fz_mnp_message_len(uint16_t local, uint16_t remote, uint32_t msg);
+uint32_t fz_mnp_message_at(uint32_t msg); /* of fz_content */
+void fz_mnp_read(struct fz_peer *p, const struct mn_ipv4 *ip, const struct fz_frame *f);
+/* As fz_segment. */
+bool fz_mnp_segment(struct fz_in *in, struct fz_peer *p, uint8_t kind);
 
 /* fz_segment.c */
 /* One of the connections seen so far, or a pair of addresses that may be new; NULL: no such one. */

@@ -25,8 +25,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # New inputs in CI: a number, not a time, so that a run elsewhere tries the same ones. About a minute.
 HARNESSES = {
-    "fuzz_engine": 15_000,
-    "fuzz_pair": 7_000,
+    "fuzz_engine": 12_000,
+    "fuzz_pair": 6_000,
+    "fuzz_mnp": 4_000,
+    "fuzz_mnp_pair": 600,
     "fuzz_channel": 6_000,
     "fuzz_wire": 200_000,
 }

@@ -110,7 +110,9 @@ void mn_mnp_detect_lost(struct mn_engine *e, struct mn_tcb *t)
 {
     struct mn_mcb *m = mn_mcb_of(e, t);
     uint32_t now = mn_mnp_now_us(e), before = m->n_lost, wait_us = 0;
-    uint32_t patience = m->rack_rtt_us + reorder_us(t, m);
+    /* Not in the moment in which it was sent, or a flow to ourselves repeats it for ever in that.
+     */
+    uint32_t patience = mn_max_u32(m->rack_rtt_us + reorder_us(t, m), 1);
 
     m->reo_at = 0;
     if (!m->rack_valid) {
