@@ -13,6 +13,7 @@
 
 #define MN_LIKELY(x)   __builtin_expect(!!(x), 1)
 #define MN_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define MN_NOINLINE    __attribute__((noinline)) /* keeps what is rare out of what is not */
 
 #define MN_ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 #define MN_CACHE_LINE   64

@@ -162,6 +162,11 @@ static void unreleased_flush(struct mn_app *a)
     }
 }
 
+MN_NOINLINE void mn_app_hand_over(const struct mn_app *a)
+{
+    mn_ring_hand_over(&a->submit, a->tx_pool, a->tx_bufs, a->buf_bytes);
+}
+
 static bool publish_rings(struct mn_app *a)
 {
     bool any;
@@ -172,8 +177,8 @@ static bool publish_rings(struct mn_app *a)
     if (MN_UNLIKELY(a->unreleased != APP_NONE)) {
         unreleased_flush(a);
     }
-    if (a->far) {
-        app_hand_over(a);
+    if (MN_UNLIKELY(a->far)) {
+        mn_app_hand_over(a);
     }
     any = mn_ring_publish(&a->submit);
     any |= mn_ring_publish(&a->released);
@@ -234,7 +239,7 @@ int app_completed(struct mn_app *a)
         a->tx_flow[buf] = MN_FLOW_NONE;
         a->tx_free[a->tx_sp++] = buf;
     }
-    if (a->far && n > 0) {
+    if (MN_UNLIKELY(a->far) && n > 0) {
         mn_prefetch_write(app_tx_data(a, a->tx_free[a->tx_sp - 1])); /* the next to be filled */
     }
     mn_ring_consume(&a->completed);
@@ -310,7 +315,7 @@ static int take_deliver(struct mn_app *a, uint32_t n)
         if (MN_UNLIKELY(!rx_claim(a, &d))) {
             return app_kill(a, EPROTO);
         }
-        if (a->far) {
+        if (MN_UNLIKELY(a->far)) {
             __builtin_prefetch(app_rx_data(a, d.buf));
         }
         if (MN_UNLIKELY((f->flags & APP_F_CLOSED) != 0)) {
@@ -356,7 +361,7 @@ int app_intake(struct mn_app *a)
         return 0;
     }
     if (n > 0) {
-        if (a->far) {
+        if (MN_UNLIKELY(a->far)) {
             fetch_ahead(a);
         }
         if (take_deliver(a, (uint32_t)n) < 0) {

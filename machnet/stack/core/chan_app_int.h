@@ -258,10 +258,8 @@ static inline void app_submit(struct mn_app *a, uint32_t buf, uint32_t len, uint
     a->submit.pos++;
 }
 
-static inline void app_hand_over(const struct mn_app *a)
-{
-    mn_ring_hand_over(&a->submit, a->tx_pool, a->tx_bufs, a->buf_bytes);
-}
+/* What is about to be published moves towards the other process. */
+void mn_app_hand_over(const struct mn_app *a);
 
 /* Makes what was submitted visible, and with it whatever else waits. The fence is the producer's
  * half of the sleep protocol: the engine either sees the new index when it looks again, or its flag
@@ -273,8 +271,8 @@ static inline void app_publish_submit(struct mn_app *a)
         app_publish(a);
         return;
     }
-    if (a->far) {
-        app_hand_over(a);
+    if (MN_UNLIKELY(a->far)) {
+        mn_app_hand_over(a);
     }
     if (mn_ring_publish(&a->submit) && a->kick != NULL) {
         app_kick(a);

@@ -251,6 +251,13 @@ void mn_lane_poll(struct mn_engine *e, struct mn_lane *l)
     }
 }
 
+/* What is about to be published moves towards the other process. */
+static MN_NOINLINE void lane_hand_over(const struct mn_lane *l)
+{
+    mn_ring_hand_over(&l->deliver, l->rx_pool, l->geo.rx_bufs, l->geo.buf_bytes);
+    mn_buf_hand_over(&l->completed);
+}
+
 void mn_lane_publish(struct mn_engine *e, struct mn_lane *l)
 {
     bool news;
@@ -268,9 +275,8 @@ void mn_lane_publish(struct mn_engine *e, struct mn_lane *l)
         return;
     }
     mn_stream_flush_all(l);
-    if (l->far) {
-        mn_ring_hand_over(&l->deliver, l->rx_pool, l->geo.rx_bufs, l->geo.buf_bytes);
-        mn_buf_hand_over(&l->completed);
+    if (MN_UNLIKELY(l->far)) {
+        lane_hand_over(l);
     }
     news = mn_ring_publish(&l->ctl_complete);
     news |= mn_ring_publish(&l->deliver);
