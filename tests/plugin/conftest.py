@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 # rest of the suite does not run: a sanitizer build, in which a run of pytest takes seconds to start,
 # goes without.
 collect_ignore = (
-    ["test_failure.py", "test_guard.py", "test_options.py", "test_others.py"]
+    [
+        "test_docs.py",
+        "test_failure.py",
+        "test_guard.py",
+        "test_options.py",
+        "test_others.py",
+        "test_shrink.py",
+    ]
     if "MACHNET_TEST_SANITIZED" in os.environ
     else []
 )

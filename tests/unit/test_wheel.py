@@ -147,7 +147,12 @@ def test_no_source_of_the_build_is_in_it(wheel: Path) -> None:
     }
     assert [name for name in names if name.endswith(".h")] == ["machnet/include/machnet.h"]
     tops = {name.split("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"machnet", "pytest_machnet"}
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {
+        "machnet",
+        "pytest_machnet",
+    }
+    extra = {name.split(".data/")[1] for name in names if ".data/" in name}
+    assert extra == {"data/share/man/man3/machnet.3"} or extra == {"data/man/man3/machnet.3"}
     assert "machnet/native_build.py" not in names
 
 
