@@ -7,6 +7,7 @@ what moves memory, the stack protector, and the host's panic hook.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -57,6 +58,9 @@ def find_compiler(name: str) -> str:
     return found
 
 
+@pytest.mark.skipif(
+    "MACHNET_TEST_SANITIZED" in os.environ, reason="it compiles for itself: once is enough"
+)
 @pytest.mark.parametrize("compiler", ["gcc", "clang-14"])
 def test_the_core_needs_nothing_but_memory_functions_and_the_panic_hook(
     repo: Path, tmp_path: Path, compiler: str
