@@ -121,7 +121,7 @@ def _click_spelling(command: click.Command, ctx: click.Context, args: Sequence[s
             continue
         if param.is_flag and param.secondary_opts:
             flags[param.opts[0]] = (param.opts[0], param.secondary_opts[0])
-        elif not param.is_flag:
+        elif not param.is_flag and not isinstance(param.flag_value, str):  # else its value may lack
             takes_value.update(param.opts)
     rewritten: list[str] = []
     pending = iter(args)

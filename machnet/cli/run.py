@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 
@@ -61,6 +62,14 @@ def _wrong(error: ConfigError, where: str | None) -> click.ClickException:
 @click.option("--log_level", type=click.Choice(["debug", "info", "warning", "error"]))
 @click.option("--log_format", type=click.Choice(["text", "json"]))
 @click.option("--drain_ms", type=Integer(0, 600_000), help="How long SIGTERM lets flows send.")
+@click.option(
+    "--isolate",
+    is_flag=False,
+    flag_value="run",
+    type=click.Choice(["run", "check"]),
+    help="Print what this machine lacks for low latency, do what this process can do about it, and run; "
+    "--isolate=check prints only.",
+)
 @click.option("--ready_fd", type=Integer(0, 2**31 - 1), help="Gets a line when ready.")
 def main(
     *,
@@ -74,6 +83,7 @@ def main(
     log_level: str | None,
     log_format: str | None,
     drain_ms: int | None,
+    isolate: str | None,
     **more: object,
 ) -> None:
     """Run the sidecar: it owns the NIC, and applications attach to it.
@@ -82,7 +92,11 @@ def main(
     let it send what applications have published, then it ends; a second one ends it at once. SIGHUP
     reads --config again and applies allow list, quotas and log level.
 
-    Exit status: 0 after SIGTERM or SIGINT; 1 when it can't start; 2 when the command line or the
+    --isolate prints a line for each thing that matters for latency, with what to do about those that
+    are missing, on standard output (--log_format=json: as one object); docs/sidecar.md has them all.
+
+    Exit status: 0 after SIGTERM or SIGINT; 1 when it can't start, and when --isolate=check found
+    something missing; 2 when the command line or the
     configuration is wrong; 128 and the signal's number when it was told twice.
     """
     from machnet.sidecar.checks import check_socket
@@ -114,13 +128,32 @@ def main(
     except OSError as error:
         raise click.UsageError(f"--config: {config}: {error.strerror}.") from None
     log = Log(settings.controller.log_level, settings.controller.log_format)
-    sidecar = Sidecar(settings, where, config, log)
-    try:
-        status = sidecar.run(lambda socket: _ready(ready_fd, socket))
-    except StartError as error:
-        log.error("start_failed", why=str(error))
-        sys.exit(1)
+    sidecar = Sidecar(settings, where, config, log, isolate=isolate is not None)
+    with contextlib.ExitStack() as measures:
+        if isolate is not None:
+            missing = _isolate(settings, measures if isolate == "run" else None)
+            if isolate == "check":
+                sys.exit(1 if missing else 0)
+        try:
+            status = sidecar.run(lambda socket: _ready(ready_fd, socket))
+        except StartError as error:
+            log.error("start_failed", why=str(error))
+            sys.exit(1)
     sys.exit(status)
+
+
+def _isolate(config: Config, until: contextlib.ExitStack | None) -> int:
+    """Print what the machine lacks, after measures that hold ``until`` the end; how much it is."""
+    from machnet.sidecar.isolate import as_json, look, render
+    from machnet.sidecar.measures import Measures
+
+    taken = until.enter_context(Measures()).take() if until is not None else []
+    items = [*look(config.nics), *taken]
+    if config.controller.log_format == "json":
+        print(json.dumps(as_json(items)), flush=True)
+    else:
+        print(*render(items), sep="\n", flush=True)
+    return sum(item.state == "missing" for item in items)
 
 
 def _with(config: Config, overrides: dict[str, object]) -> Config:

@@ -129,9 +129,11 @@ def _host(interface: str) -> str:
 
 
 def _check_cpus(nic: NicConfig) -> Iterator[str]:
+    from machnet.sidecar.config import usable_cpus
+
     if nic.cpu_mask is None:
         return
-    here = f"CPUs {', '.join(map(str, sorted(os.sched_getaffinity(0))))}"
+    here = f"CPUs {', '.join(map(str, sorted(usable_cpus())))}"
     try:
         cpus = nic.cpus()
     except ValueError:

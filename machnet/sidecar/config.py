@@ -12,6 +12,7 @@ All that is wrong is reported at once, each with the place, the value and what w
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import os
 import types
@@ -36,6 +37,7 @@ __all__ = [
     "load_config",
     "parse_config",
     "socket_path",
+    "usable_cpus",
 ]
 
 #: Where applications look for the controller when nothing else is said (MN_CTRL_SOCKET).
@@ -58,6 +60,12 @@ class ConfigError(ValueError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+
+
+@functools.cache
+def usable_cpus() -> frozenset[int]:
+    """The CPUs that this process was given; ``--isolate`` later keeps its own threads off some."""
+    return frozenset(os.sched_getaffinity(0))
 
 
 class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,8 +103,11 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         ip, _, length = self.ip.partition("/")
         return f"{ip}/{length or self.prefix or 24}"
 
-    def cpus(self) -> list[int]:
+    def cpus(self, usable: frozenset[int] | None = None) -> list[int]:
         """The CPUs of ``cpu_mask`` on which this process may run; without a mask none.
+
+        Args:
+            usable: Those on which it may; None: `usable_cpus`.
 
         Raises:
             ValueError: It is no mask.
@@ -106,7 +117,8 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         mask = self.cpu_mask if isinstance(self.cpu_mask, int) else int(self.cpu_mask, 0)
         if mask <= 0:
             raise ValueError(f"{self.cpu_mask!r} is no mask of CPUs")
-        return [cpu for cpu in sorted(os.sched_getaffinity(0)) if mask >> cpu & 1]
+        usable = usable_cpus() if usable is None else usable
+        return [cpu for cpu in sorted(usable) if mask >> cpu & 1]
 
 
 class Quotas(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

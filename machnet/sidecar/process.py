@@ -15,7 +15,7 @@ from typing import Any
 
 from machnet.errors import DeadlockError
 from machnet.sidecar.access import AllowList
-from machnet.sidecar.config import FIXED, Config, ConfigError, changes, load_config
+from machnet.sidecar.config import FIXED, Config, ConfigError, changes, load_config, usable_cpus
 from machnet.sidecar.engines import Engines
 from machnet.sidecar.listen import ControlSocket
 from machnet.sidecar.log import Log
@@ -43,11 +43,20 @@ class Sidecar:
         socket_path: Of the controller.
         config_path: File that SIGHUP reads anew; None: there is none.
         log: Where events go.
+        isolate: Whether threads that are no engines keep off the engines' CPUs.
     """
 
-    def __init__(self, config: Config, socket_path: str, config_path: str | None, log: Log) -> None:
+    def __init__(
+        self,
+        config: Config,
+        socket_path: str,
+        config_path: str | None,
+        log: Log,
+        *,
+        isolate: bool = False,
+    ) -> None:
         self._config, self._path, self._config_path = config, socket_path, config_path
-        self._log = log
+        self._log, self._isolate = log, isolate
         self._signals: list[int] = []
         self._server: Server | None = None
 
@@ -73,6 +82,8 @@ class Sidecar:
                 cleanup.callback(control.close)
                 engines = Engines(self._config.nics)
                 cleanup.callback(engines.close)
+                if self._isolate:  # before any other thread is made
+                    self._keep_off()
                 server = Server(engines, control, settings, self._log, self._reload)
                 cleanup.callback(server.close)
                 self._server = server
@@ -89,6 +100,15 @@ class Sidecar:
             ready(self._path)
             notify_ready(f"serving on {self._path}")
             return self._serve(server, engines)
+
+    def _keep_off(self) -> None:
+        from machnet.sidecar.isolate import engine_cpus
+        from machnet.sidecar.measures import Measures
+
+        mine = engine_cpus(self._config.nics, usable_cpus())
+        item = Measures.keep_off(frozenset(cpu for cpus in mine for cpu in cpus))
+        write = self._log.info if item.state == "ok" else self._log.warning
+        write("isolate", **item.as_dict())
 
     def _serve(self, server: Server, engines: Engines) -> int:
         while True:

@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 #: About Python alone: nothing of ours in C runs there.
-PYTHON_ONLY = {HERE / "test_config.py", HERE / "test_contrib.py"}
+PYTHON_ONLY = {HERE / name for name in ("test_config.py", "test_contrib.py", "test_isolate.py")}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
