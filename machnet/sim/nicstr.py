@@ -2,7 +2,8 @@
 """NIC strings: how a NIC is named on a command line, in a call of ``Stack`` or in a configuration.
 
 ``SCHEME:REST[?key=value&...]``. Everything before the question mark belongs to the driver,
-everything after it to the fault layer. A bare name is a DPDK port: ``eth1`` means ``dpdk:eth1``.
+everything after it to the fault layer. What has no scheme is DPDK's: ``eth1`` means ``dpdk:eth1``, and
+so do a PCI address, a MAC address and a virtual device, ``net_af_packet0,iface=veth0``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NoReturn
 
 #: What each driver expects behind the colon.
 SCHEMES = {
-    "dpdk": "dpdk:NAME, an interface name or a PCI address",
+    "dpdk": "dpdk:NAME, an interface, a PCI or MAC address, or a virtual device of DPDK",
     "link": "link:PATH, a UNIX socket whose other end is another process's NIC",
     "pcap": "pcap:IN[,OUT], a capture to be replayed, and a file for the answers",
     "tap": "tap:NAME, the TAP interface to attach to or to make",
@@ -24,7 +25,10 @@ SCHEMES = {
 #: Longest interface name of Linux, in bytes.
 IFNAME_BYTES_MAX = 15
 
-_PCI_ADDRESS = re.compile(r"(?:[0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]")
+#: Names of NICs that have colons in them: PCI and MAC addresses.
+_ADDRESS = re.compile(
+    r"(?:[0-9a-fA-F]{4,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]|[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}"
+)
 _FAULT_NAME = re.compile(r"[a-z0-9_.]+")
 #: Of the fault layer, as seen from the stack: what it sends, and what it receives.
 DIRECTIONS = ("tx", "rx")
@@ -82,8 +86,9 @@ def parse_nic(text: str) -> NicSpec:
         _refuse(text, "it has blanks or control characters in it")
     driver, question, query = text.partition("?")
     faults = _parse_faults(text, query) if question else {}
-    scheme, colon, rest = driver.partition(":")
-    if not colon or _PCI_ADDRESS.fullmatch(driver):
+    scheme, _, rest = driver.partition(":")
+    name = driver.partition(",")[0]  # device arguments of DPDK may have colons, too
+    if ":" not in name or _ADDRESS.fullmatch(name):
         scheme, rest = "dpdk", driver
     if scheme not in SCHEMES:
         _refuse(text, f"there is no driver {scheme!r}: it is {_alternatives(list(SCHEMES))}")
