@@ -27,6 +27,7 @@ def repo() -> Path:
 #: machine. See docs/design/real-time-tests.md.
 REAL_TIME_FOLDERS = {"attacks", "languages", "net", "plugin", "shim", "sidecar"}
 REAL_TIME_FILES = {
+    "test_agent.py",
     "test_aio.py",
     "test_aio_ends.py",
     "test_channel_waiting.py",
