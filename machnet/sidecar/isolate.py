@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from machnet.sidecar.machine import Machine, parse_ranges, ranges
 
 if TYPE_CHECKING:
     from machnet.sidecar.config import NicConfig
 
-__all__ = ["LATENCY", "Item", "as_json", "look", "ranges", "render"]
+__all__ = ["Item", "as_json", "engine_cpus", "look", "render"]
 
 State = Literal["ok", "missing", "unknown"]
 
-#: Held open with a number in it, it limits how long CPUs may take to wake, us.
-LATENCY = "dev/cpu_dma_latency"
 _CPU = "sys/devices/system/cpu"
 #: Clocks that are read without a system call, by the vDSO (Linux: tools/testing/selftests/vDSO).
 _FAST_CLOCKS = frozenset({"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter"})
-_PCI = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.IGNORECASE)
-_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,123 +45,6 @@ class Item:
     def as_dict(self) -> dict[str, str]:
         """For JSON."""
         return asdict(self)
-
-
-def ranges(cpus: Sequence[int] | frozenset[int] | set[int]) -> str:
-    """CPUs as the kernel writes them: "0,2-5"."""
-    spans: list[list[int]] = []
-    for cpu in sorted(cpus):
-        if spans and cpu == spans[-1][1] + 1:
-            spans[-1][1] = cpu
-        else:
-            spans.append([cpu, cpu])
-    return ",".join(f"{low}" if low == high else f"{low}-{high}" for low, high in spans)
-
-
-def parse_ranges(text: str) -> frozenset[int]:
-    """CPUs from the kernel's form, of which flags such as ``nohz,domain`` are left out."""
-    cpus: set[int] = set()
-    for part in text.strip().split(","):
-        span = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if span:
-            cpus.update(range(int(span[1]), int(span[2] or span[1]) + 1))
-    return frozenset(cpus)
-
-
-class Machine:
-    """Files of the system, below ``root``."""
-
-    def __init__(self, root: str | os.PathLike[str] = "/") -> None:
-        self.root = Path(root)
-
-    def text(self, path: str) -> str | None:
-        """What a file says; None: it is not there or not to be read."""
-        try:
-            return (self.root / path).read_text(errors="replace").strip()
-        except OSError:
-            return None
-
-    def number(self, path: str) -> int | None:
-        """A file's number."""
-        text = self.text(path)
-        return int(text) if text is not None and re.fullmatch(r"-?\d+", text) else None
-
-    def cpus(self, path: str) -> frozenset[int] | None:
-        """A file's CPUs."""
-        text = self.text(path)
-        return None if text is None else parse_ranges(text)
-
-    def names(self, path: str, pattern: str = "*") -> list[str]:
-        """Names in a directory; none: it is not there."""
-        try:
-            return sorted(entry.name for entry in (self.root / path).glob(pattern))
-        except OSError:
-            return []
-
-    def in_use(self, irq: str) -> bool:
-        """Whether an interrupt has a handler, which is a directory with its name."""
-        try:
-            return any(entry.is_dir() for entry in (self.root / "proc/irq" / irq).iterdir())
-        except OSError:
-            return False
-
-    def latency_limit_us(self) -> int | None:
-        """How long waking a CPU may take by all requests (Linux: power/pm_qos_interface.rst)."""
-        try:
-            data = (self.root / LATENCY).read_bytes()
-        except OSError:  # it is root's
-            return None
-        return int.from_bytes(data, sys.byteorder, signed=True) if len(data) == 4 else None
-
-    def boot_word(self, name: str) -> str | None:
-        """The value of a word of the kernel's command line; the last one counts."""
-        found = None
-        for word in (self.text("proc/cmdline") or "").split():
-            key, _, value = word.partition("=")
-            if key == name:
-                found = value
-        return found
-
-    def is_virtual(self) -> bool:
-        """Whether a hypervisor is beneath."""
-        info = self.text("proc/cpuinfo") or ""
-        return re.search(r"^flags\s*:.*\bhypervisor\b", info, re.MULTILINE) is not None
-
-    def running(self, command: str) -> bool:
-        """Whether a process of this name runs."""
-        return any(self.text(f"proc/{pid}/comm") == command for pid in self.names("proc", "[0-9]*"))
-
-    def node_of_cpu(self, cpu: int) -> int | None:
-        """The NUMA node of a CPU."""
-        for name in self.names("sys/devices/system/node", "node[0-9]*"):
-            if cpu in (self.cpus(f"sys/devices/system/node/{name}/cpulist") or ()):
-                return int(name[4:])
-        return None
-
-    def node_of_nic(self, name: str) -> int | None:
-        """The NUMA node of a NIC by kernel name, MAC or PCI address; None: it can't be told."""
-        if _MAC.fullmatch(name):
-            wanted = name.lower()
-            found = [
-                other
-                for other in self.names("sys/class/net")
-                if self.text(f"sys/class/net/{other}/address") == wanted
-            ]
-            name = found[0] if found else name
-        if _PCI.fullmatch(name):
-            device = self.root / "sys/bus/pci/devices" / name.lower()
-        else:
-            device = self.root / "sys/class/net" / name / "device"
-        if not device.exists():
-            return None
-        # A virtio NIC is a device below its PCI function, which has the node.
-        where = device.resolve()
-        for place in (where, *where.parents):
-            if place == self.root.resolve():
-                break
-            if (place / "numa_node").exists():
-                return self.number(str((place / "numa_node").relative_to(self.root.resolve())))
-        return None
 
 
 @dataclass(frozen=True)

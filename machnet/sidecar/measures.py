@@ -11,7 +11,8 @@ import resource
 import sys
 from pathlib import Path
 
-from machnet.sidecar.isolate import LATENCY, Item, ranges
+from machnet.sidecar.isolate import Item
+from machnet.sidecar.machine import LATENCY, ranges
 
 __all__ = ["Measures"]
 

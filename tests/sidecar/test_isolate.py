@@ -15,7 +15,8 @@ import pytest
 from sidecar import Sidecar
 
 from machnet.sidecar.config import NicConfig, usable_cpus
-from machnet.sidecar.isolate import Item, engine_cpus, look, parse_ranges, ranges, render
+from machnet.sidecar.isolate import Item, engine_cpus, look, render
+from machnet.sidecar.machine import parse_ranges, ranges
 from machnet.sidecar.measures import Measures
 
 EIGHT = frozenset(range(8))
