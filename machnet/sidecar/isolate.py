@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from machnet.sidecar.machine import Machine, parse_ranges, ranges
 
 if TYPE_CHECKING:
+    from machnet.dpdk.devices import Device
     from machnet.sidecar.config import NicConfig
 
 __all__ = ["Item", "as_json", "engine_cpus", "look", "render"]
@@ -24,6 +25,8 @@ State = Literal["ok", "missing", "unknown"]
 _CPU = "sys/devices/system/cpu"
 #: Clocks that are read without a system call, by the vDSO (Linux: tools/testing/selftests/vDSO).
 _FAST_CLOCKS = frozenset({"tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter"})
+#: States of a NIC that DPDK has, or is to have, for itself.
+_HANDED_OVER = frozenset({"kernel", "userspace", "none"})
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,10 @@ def _dpdk_name(text: str, mac: str | None) -> str | None:
         return mac
     scheme, colon, rest = text.partition(":")
     if scheme == "dpdk" and colon:
-        return rest
-    return None if re.fullmatch(r"tap|link|wire|pcap", scheme) and colon else text
+        text = rest
+    elif colon and re.fullmatch(r"tap|link|wire|pcap", scheme):
+        return None
+    return text.partition(",")[0]  # device arguments are behind it
 
 
 def look(
@@ -438,37 +443,34 @@ def _huge_pages(machine: Machine, engines: Engines) -> Item:
 def _devices(
     machine: Machine, _nics: Sequence[NicConfig], engines: Engines, _allowed: frozenset[int]
 ) -> Iterator[Item]:
-    if not engines.nics:
-        return
-    if machine.names("sys/class/iommu") or machine.names("sys/kernel/iommu_groups"):
-        yield Item("iommu", "ok", "on: vfio-pci keeps a NIC to the memory it was given")
-    elif machine.is_virtual():
-        yield Item(
-            "iommu",
-            "unknown",
-            "this virtual machine has none: vfio-pci works without its protection only",
-        )
-    else:
-        word = (
-            "amd_iommu=on"
-            if "AuthenticAMD" in (machine.text("proc/cpuinfo") or "")
-            else ("intel_iommu=on")
-        )
-        yield Item(
-            "iommu",
-            "missing",
-            "off: a NIC may write to any memory, and vfio-pci wants its unsafe mode",
-            f"VT-d or AMD-Vi on in the firmware; boot with {word} iommu=pt",
-        )
+    devices = {name: machine.nic(name) for name, _ in engines.nics}
+    # A driver that leaves the NIC to the kernel, and a virtual interface, hand no memory to a NIC.
+    if any(device and device.state in _HANDED_OVER for device in devices.values()):
+        yield _iommu(machine)
     for name, cpus in engines.nics:
-        yield _locality(machine, name, cpus)
+        yield _locality(machine, name, devices[name], cpus)
 
 
-def _locality(machine: Machine, name: str, cpus: tuple[int, ...]) -> Item:
-    node = machine.node_of_nic(name)
-    if node is None:
+def _iommu(machine: Machine) -> Item:
+    if machine.names("sys/class/iommu") or machine.names("sys/kernel/iommu_groups"):
+        return Item("iommu", "ok", "on: vfio-pci keeps a NIC to the memory it was given")
+    if machine.is_virtual():
+        found = "this virtual machine has none: vfio-pci works without its protection only"
+        return Item("iommu", "unknown", found)
+    amd = "AuthenticAMD" in (machine.text("proc/cpuinfo") or "")
+    return Item(
+        "iommu",
+        "missing",
+        "off: a NIC may write to any memory, and vfio-pci wants its unsafe mode",
+        f"VT-d or AMD-Vi on in the firmware; boot with {'amd' if amd else 'intel'}_iommu=on iommu=pt",
+    )
+
+
+def _locality(machine: Machine, name: str, device: Device | None, cpus: tuple[int, ...]) -> Item:
+    if device is None or device.state == "virtual":
         return Item("numa", "unknown", f"{name}: not a device whose NUMA node is known")
-    if node < 0:
+    node = device.numa_node
+    if node is None:
         return Item("numa", "ok", f"{name}: near to all CPUs")
     far = sorted(cpu for cpu in cpus if machine.node_of_cpu(cpu) not in {None, node})
     if not far:

@@ -9,12 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from machnet.dpdk.devices import Device, find
+from machnet.dpdk.records import RUN
+
 __all__ = ["LATENCY", "Machine", "parse_ranges", "ranges"]
 
 #: Held open with a number in it, it limits how long CPUs may take to wake, us.
 LATENCY = "dev/cpu_dma_latency"
-_PCI = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", re.IGNORECASE)
-_MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}", re.IGNORECASE)
 
 
 def ranges(cpus: Sequence[int] | frozenset[int] | set[int]) -> str:
@@ -108,27 +109,9 @@ class Machine:
                 return int(name[4:])
         return None
 
-    def node_of_nic(self, name: str) -> int | None:
-        """The NUMA node of a NIC by kernel name, MAC or PCI address; None: it can't be told."""
-        if _MAC.fullmatch(name):
-            wanted = name.lower()
-            found = [
-                other
-                for other in self.names("sys/class/net")
-                if self.text(f"sys/class/net/{other}/address") == wanted
-            ]
-            name = found[0] if found else name
-        if _PCI.fullmatch(name):
-            device = self.root / "sys/bus/pci/devices" / name.lower()
-        else:
-            device = self.root / "sys/class/net" / name / "device"
-        if not device.exists():
+    def nic(self, name: str) -> Device | None:
+        """A NIC by kernel name, MAC or PCI address; None: there is no such device."""
+        try:
+            return find(name, str(self.root / "sys"), str(self.root / RUN.lstrip("/")))
+        except OSError:
             return None
-        # A virtio NIC is a device below its PCI function, which has the node.
-        where = device.resolve()
-        for place in (where, *where.parents):
-            if place == self.root.resolve():
-                break
-            if (place / "numa_node").exists():
-                return self.number(str((place / "numa_node").relative_to(self.root.resolve())))
-        return None

@@ -54,6 +54,9 @@ class Tree:
         self.interrupt(31, None, "0-7")
         (root / "sys/kernel/iommu_groups/7").mkdir(parents=True)
         self.write(f"{PCI}/numa_node", "0")
+        self.write(f"{PCI}/class", "0x020000")
+        self.link(f"{PCI}/subsystem", "sys/bus/pci")
+        self.link(f"{PCI}/driver", "sys/bus/pci/drivers/ixgbe")
         self.write(f"{PCI}/net/eth1/address", "02:00:00:00:00:07")
         self.link("sys/class/net/eth1", f"{PCI}/net/eth1")
         self.link(f"{PCI}/net/eth1/device", PCI)
@@ -209,6 +212,19 @@ def test_the_node_of_a_nic_is_found_by_any_of_its_names(tree: Tree, name: str) -
     assert tree.item("numa", nic(name)).state == "missing"  # a bare name means DPDK
 
 
+def test_a_nic_that_the_kernel_keeps_wants_no_iommu(tree: Tree) -> None:
+    (tree.root / f"{PCI}/driver").unlink()
+    tree.link(f"{PCI}/driver", "sys/bus/pci/drivers/mlx5_core")
+    names = {item.name for item in look((nic("dpdk:eth1"),), tree.root, EIGHT)}
+    assert "numa" in names
+    assert "iommu" not in names
+
+
+def test_a_virtual_device_has_no_node(tree: Tree) -> None:
+    item = tree.item("numa", nic("dpdk:net_af_packet0,iface=veth0"))
+    assert (item.state, item.remedy) == ("unknown", "")
+
+
 def test_a_nic_that_is_not_dpdks_wants_no_huge_pages_and_no_iommu(tree: Tree) -> None:
     items = {item.name: item for item in look((nic("tap:mn0"),), tree.root, EIGHT)}
     assert items["huge pages"].state == "unknown"
@@ -217,7 +233,7 @@ def test_a_nic_that_is_not_dpdks_wants_no_huge_pages_and_no_iommu(tree: Tree) ->
 
 def test_a_machine_that_tells_nothing_is_no_error(tmp_path: Path) -> None:
     items = look((nic(),), tmp_path, EIGHT)
-    assert {item.name for item in items if item.state == "missing"} == {"isolated", "rcu", "iommu"}
+    assert {item.name for item in items if item.state == "missing"} == {"isolated", "rcu"}
 
 
 def test_a_limit_that_another_process_holds_is_seen(tree: Tree) -> None:
