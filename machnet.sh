@@ -93,7 +93,42 @@ test_packages() {
     command -v npm >/dev/null || missing+=(npm)
     command -v mono >/dev/null || missing+=(mono-runtime)
     command -v mcs >/dev/null || missing+=(mono-mcs)
+    have_dpdk || missing+=(libdpdk-dev dpdk-dev)
     install_packages "${missing[@]}" || say "going on without; the tests that need these are skipped"
+}
+
+have_dpdk() {
+    command -v pkg-config >/dev/null && pkg-config --exists 'libdpdk >= 22.11'
+}
+
+# Whether the arguments of a command ask for a NIC that only DPDK drives: --dpdk, a NIC string without
+# the name of another driver in front, or a MAC address alone.
+wants_dpdk() {
+    local argument before='' nic='' mac=''
+    for argument; do
+        case $before in
+        --nic) nic=$argument ;;
+        --mac) mac=$argument ;;
+        esac
+        case $argument in
+        --dpdk) return 0 ;;
+        --nic=*) nic=${argument#*=} ;;
+        --mac=*) mac=${argument#*=} ;;
+        esac
+        before=$argument
+    done
+    case $nic in
+    '') [ -n "$mac" ] ;;
+    tap:* | link:* | pcap:* | wire:*) return 1 ;;
+    esac
+}
+
+# So that the build finds it. Without it machnet says what is missing when such a NIC is opened.
+dpdk_packages() {
+    local missing=()
+    command -v pkg-config >/dev/null || missing+=(pkg-config)
+    have_dpdk || missing+=(libdpdk-dev dpdk-dev)
+    install_packages "${missing[@]}" || say "going on without DPDK"
 }
 
 compiler_works() {
@@ -200,6 +235,8 @@ install_machnet() {
     [ ! -f "$VENV/.machnet-dev" ] || return 0
     local sources
     sources=$(cd "$ROOT" && hash_of pyproject.toml meson.build meson.options machnet pytest_machnet)
+    # A library that has come since, or changed, is built against.
+    sources="$sources $(pkg-config --modversion libdpdk 2>/dev/null || true)"
     stamp_is wheel "$sources" && return 0
     compiler_works || system_basics
     say "building machnet and installing it into $VENV"
@@ -263,6 +300,7 @@ main() {
         say "ready: $VENV/bin/machnet --help"
         ;;
     demo | run)
+        ! wants_dpdk "$@" || dpdk_packages
         install_machnet
         unlock
         exec "$VENV/bin/machnet" "$command" "$@"

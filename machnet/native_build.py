@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Build steps that meson runs: emit the C source of ``machnet._native``, list what not to install.
+"""Build steps that meson runs: emit the C source of the extensions, list what not to install.
 
 The declarations that Python sees live in ``cdef.h`` files beside the C code. This script joins
 them in a fixed order (later ones use types of earlier ones), writes a prelude that includes the
@@ -12,19 +12,21 @@ import argparse
 import sys
 from pathlib import Path
 
-MODULE = "machnet._native"
+#: For each module the directories that may have a ``cdef.h``, with the header that its declarations
+#: come from.
+CDEFS = {
+    "native": (
+        ("machnet/stack/core", "core.h"),
+        ("machnet/stack/core/wire", "wire.h"),
+        ("machnet/stack/host", "host.h"),
+        ("machnet/sim", "sim.h"),
+        ("machnet/cli", "cli.h"),
+        ("machnet/shim", "client.h"),
+    ),
+    "dpdk": (("machnet/dpdk", "dpdk.h"),),
+}
 
-#: Each directory that may have a ``cdef.h``, with the header that its declarations come from.
-CDEFS = (
-    ("machnet/stack/core", "core.h"),
-    ("machnet/stack/core/wire", "wire.h"),
-    ("machnet/stack/host", "host.h"),
-    ("machnet/sim", "sim.h"),
-    ("machnet/cli", "cli.h"),
-    ("machnet/shim", "client.h"),
-)
-
-#: What the extension says about its own build; needs no other source.
+#: What ``machnet._native`` says about its own build; needs no other source.
 BUILD_CDEF = """
 const char *mn_build_version(void);
 int mn_build_sanitized(void);
@@ -61,8 +63,8 @@ void mn_panic(const char *file, int line, const char *what)
 """
 
 
-def emit(root: Path, output: Path, depfile: Path) -> None:
-    """Write the extension's C source to ``output`` and what it was made from to ``depfile``.
+def emit(module: str, root: Path, output: Path, depfile: Path) -> None:
+    """Write a module's C source to ``output`` and what it was made from to ``depfile``.
 
     A ``cdef.h`` that does not exist is left out; its directory is a dependency all the same, so that
     the source is made anew when the file appears.
@@ -74,10 +76,11 @@ def emit(root: Path, output: Path, depfile: Path) -> None:
     from cffi import FFI
 
     ffi = FFI()
-    ffi.cdef(BUILD_CDEF)
+    if module == "native":
+        ffi.cdef(BUILD_CDEF)
     includes: list[str] = []
     depends: list[Path] = []
-    for directory, header in CDEFS:
+    for directory, header in CDEFS[module]:
         if not (root / directory).is_dir():
             continue
         depends.append(root / directory)
@@ -92,10 +95,12 @@ def emit(root: Path, output: Path, depfile: Path) -> None:
         except Exception as error:
             # cffi names a line of the text it was given; the file is what the reader needs too.
             raise SystemExit(f"{cdef}: {error}") from error
-    prelude = "\n".join(includes) + "\n" + BUILD_SOURCE
-    if not (root / "machnet/stack/host/meson.build").is_file():
-        prelude += PANIC_SOURCE
-    ffi.set_source(MODULE, prelude)
+    prelude = "\n".join(includes) + "\n"
+    if module == "native":
+        prelude += BUILD_SOURCE
+        if not (root / "machnet/stack/host/meson.build").is_file():
+            prelude += PANIC_SOURCE
+    ffi.set_source(f"machnet._{module}", prelude)
     ffi.emit_c_code(str(output))
     names = " ".join(str(path).replace(" ", "\\ ") for path in depends)
     depfile.write_text(f"{output.name}: {names}\n", encoding="utf-8")
@@ -128,6 +133,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     steps = parser.add_subparsers(dest="step", required=True)
     step = steps.add_parser("emit")
+    step.add_argument("--module", choices=tuple(CDEFS), default="native")
     step.add_argument("--root", type=Path, required=True)
     step.add_argument("--output", type=Path, required=True)
     step.add_argument("--depfile", type=Path, required=True)
@@ -135,7 +141,7 @@ def main(argv: list[str]) -> None:
     step.add_argument("package", type=Path)
     options = parser.parse_args(argv)
     if options.step == "emit":
-        emit(options.root, options.output, options.depfile)
+        emit(options.module, options.root, options.output, options.depfile)
     else:
         print("\n".join(unwanted(options.package)))
 

@@ -508,6 +508,10 @@ def with_faults(nic: Nic, spec: NicSpec) -> Nic:
 
 
 def _open_driver(parsed: NicSpec, mtu: int | None, queues: int = 1) -> Nic:
+    if parsed.scheme == "dpdk":
+        from machnet.dpdk import open_port
+
+        return open_port(parsed.rest, mtu=mtu, queues=queues, offload=not parsed.faults)
     if parsed.scheme == "tap":
         return Tap(parsed.rest, queues=queues, mtu=mtu, offload=not parsed.faults)
     if parsed.scheme == "link":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import machnet
+from machnet import dpdk
 from machnet._native import ffi, lib
 
 
@@ -53,6 +54,8 @@ def test_the_wheel_has_every_python_file_and_nothing_else_of_the_sources(repo: P
         if path.suffix in {".py", ".pyi"} and path.name != "native_build.py"
     }
     expected |= {"machnet/py.typed", "machnet/_native.abi3.so", "machnet/data/mnp.lua"}
+    if dpdk.available():
+        expected.add("machnet/_dpdk.abi3.so")
     expected |= {"machnet/include/machnet.h", "machnet/lib/pkgconfig/machnet.pc"}
     expected |= {
         f"machnet/lib/{build}libmachnet_shim.so{soname}"

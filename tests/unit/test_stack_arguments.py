@@ -56,7 +56,6 @@ def test_a_wrong_argument_is_named(arguments, error, text):
 @pytest.mark.parametrize(
     ("nic", "text"),
     [
-        ("eth1", "the dpdk driver is not available yet"),
         ("tap:" + "x" * 16, "at most 15 bytes"),
         ("wire:w?lost=0.1", "the fault layer has no 'lost': did you mean 'loss'?"),
         ("wire:w?loss=2", "loss: '2' is no probability"),

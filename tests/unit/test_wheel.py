@@ -22,6 +22,8 @@ from pathlib import Path
 
 import pytest
 
+from machnet import dpdk
+
 pytestmark = [
     pytest.mark.skipif(
         "MACHNET_TEST_SANITIZED" in os.environ,
@@ -140,11 +142,13 @@ def test_no_source_of_the_build_is_in_it(wheel: Path) -> None:
     inside = [name for name in names if name.startswith(("machnet/", "pytest_machnet/"))]
     endings = {Path(name).suffix for name in inside}
     assert endings == {".lua", ".py", ".pyi", ".so", ".typed", ".h", ".pc", ".0"}
-    assert {Path(name).name for name in names if ".so" in name} == {
+    libraries = {Path(name).name for name in names if ".so" in name}
+    assert libraries - {"_dpdk.abi3.so"} == {
         "_native.abi3.so",
         "libmachnet_shim.so",
         "libmachnet_shim.so.0",
     }
+    assert ("_dpdk.abi3.so" in libraries) == dpdk.available()
     assert [name for name in names if name.endswith(".h")] == ["machnet/include/machnet.h"]
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: MIT
+"""A DPDK port as a NIC of machnet."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from machnet._native import ffi as native_ffi
+from machnet.dpdk import eal
+from machnet.dpdk.devices import resolve
+from machnet.dpdk.eal import EalError
+from machnet.stack.names import format_mac, parse_mac
+from machnet.stack.nics import Nic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from machnet.dpdk.devices import Target
+
+__all__ = ["Port", "open_port", "ring_pair"]
+
+#: Ports of one device.
+_PORTS_MAX = 8
+_MTU_DEFAULT = 1500
+_SIOCGIFMTU = 0x8921
+_WAKES = {0: "timer", 1: "descriptor", 2: "interrupt"}
+
+log = logging.getLogger("machnet.dpdk")
+#: Numbers of the virtual devices that are made for interfaces of the kernel.
+_vdevs = itertools.count(100)
+
+
+class Port(Nic):
+    """A port that is plugged in, configured and started. Made by `open_port` and `ring_pair`.
+
+    Attributes:
+        driver: DPDK's name of the poll-mode driver, such as "net_e1000_em".
+        device: The device's name on its bus, such as "0000:00:05.0".
+        missing: What the driver does not have, and what is done instead, a sentence each.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        name: str,
+        *,
+        mtu: int = _MTU_DEFAULT,
+        queues: int = 1,
+        rx_desc: int = 0,
+        tx_desc: int = 0,
+        pool_mbufs: int = 0,
+        nap_max_us: int = 0,
+        frame_room: int = 0,
+        mac: str | None = None,
+        offload: bool = True,
+    ) -> None:
+        module = eal.start()
+        self._ffi, self._lib = module.ffi, module.lib
+        config = self._ffi.new("struct mn_dpdk_config *")
+        config.port, config.queues, config.mtu = port, queues, mtu
+        config.rx_desc, config.tx_desc, config.pool_mbufs = rx_desc, tx_desc, pool_mbufs
+        config.nap_max_us, config.frame_room = nap_max_us, frame_room
+        config.no_offload = not offload
+        if mac is not None:
+            config.mac = list(parse_mac(mac))
+        out = self._ffi.new("struct mn_nic **")
+        text = self._ffi.new("char[]", self._lib.MN_DPDK_ERR_BYTES)
+        rc = self._lib.mn_dpdk_open(config, out, text, self._lib.MN_DPDK_ERR_BYTES)
+        if rc < 0:
+            said = self._ffi.string(text).decode(errors="replace")
+            if rc == -errno.EINVAL and said.startswith(("mtu:", "queues:")):
+                raise ValueError(said)
+            raise eal.error(-rc, f"{name}: {said}", _REMEDIES.get(-rc))
+        self._port = self._ffi.gc(out[0], self._lib.mn_dpdk_close)
+        # The same pointer, as the other extension module knows it.
+        address = int(self._ffi.cast("uintptr_t", out[0]))
+        super().__init__(native_ffi.cast("struct mn_nic *", address), name)
+        info = self.info()
+        self.driver: str = info["driver"]
+        self.device: str = info["device"]
+        self.missing = self._missing()
+        for what in self.missing:
+            _warn_once(self.driver, what)
+        eal.drain_log()
+
+    def _missing(self) -> list[str]:
+        found: list[str] = []
+        for i in itertools.count():
+            text = self._lib.mn_dpdk_missing(self._port, i)
+            if text == self._ffi.NULL:
+                return found
+            found.append(self._ffi.string(text).decode())
+        raise AssertionError
+
+    def stats(self) -> dict[str, int]:
+        """What was counted since the port was opened, also across a time in which it was unplugged.
+
+        ``rx_frames`` to ``no_mbuf`` and ``unplugged``, ``replugged`` by machnet; ``ipackets`` to
+        ``rx_nombuf`` by the driver (``imissed``: lost because a receive queue was full); ``mbufs`` and
+        ``mbufs_free`` of the queues' pools now.
+        """
+        _ = self.native
+        out = self._ffi.new("struct mn_dpdk_stats *")
+        self._lib.mn_dpdk_get_stats(self._port, out)
+        eal.drain_log()
+        return {name: int(getattr(out, name)) for name, _ in self._ffi.typeof(out).item.fields}
+
+    def info(self) -> dict[str, Any]:
+        """What the port is, and how it was configured.
+
+        ``wake`` says how a thread that sleeps on it is woken: by "interrupt", by "descriptor" (the driver's
+        own socket), or by "timer", that is not at all: it looks again after naps that get longer.
+        """
+        _ = self.native
+        out = self._ffi.new("struct mn_dpdk_info *")
+        self._lib.mn_dpdk_get_info(self._port, out)
+        found: dict[str, Any] = {}
+        for name, field in self._ffi.typeof(out).item.fields:
+            value = getattr(out, name)
+            found[name] = self._ffi.string(value).decode() if field.type.kind == "array" else value
+        found["wake"] = _WAKES[found["wake"]]
+        return found
+
+    def link(self) -> tuple[bool, int]:
+        """Whether the link is up, and its speed in Mbit/s; 0: unknown."""
+        _ = self.native
+        info = self.info()
+        return info["link_up"], info["link_mbit"]
+
+    def look(self) -> None:
+        """Notice at once what the watcher would notice within half a second: unplugged, or back again."""
+        _ = self.native
+        self._lib.mn_dpdk_look()
+        eal.drain_log()
+
+    def _release(self) -> None:
+        self._ffi.release(self._port)
+        eal.drain_log()
+
+
+#: What helps when a port can't be opened.
+_REMEDIES = {
+    errno.ENOMEM: "more memory: free huge pages (sysctl vm.nr_hugepages=512), a larger memory_mb, or "
+    "fewer descriptors",
+    errno.EACCES: "DPDK needs root, or access to the device",
+    errno.EPERM: "DPDK needs root, or CAP_NET_RAW for net_af_packet and CAP_NET_ADMIN for others",
+    errno.EBUSY: "another program has the device",
+    errno.EEXIST: "it is open already in this process",
+}
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_once(driver: str, what: str) -> None:
+    if (driver, what) not in _warned:
+        _warned.add((driver, what))
+        log.info("%s: %s", driver, what)
+
+
+def plug_in(devargs: str) -> list[int]:
+    """Plug a device in: the numbers of its ports.
+
+    Raises:
+        EalError: EAL does not run, or no driver takes it.
+    """
+    module = eal.start()
+    ffi, lib = module.ffi, module.lib
+    ports = ffi.new("uint16_t[]", _PORTS_MAX)
+    text = ffi.new("char[]", lib.MN_DPDK_ERR_BYTES)
+    rc = lib.mn_dpdk_probe(os.fsencode(devargs), ports, _PORTS_MAX, text, lib.MN_DPDK_ERR_BYTES)
+    if rc < 0:
+        said = ffi.string(text).decode(errors="replace")
+        raise eal.error(-rc, said or devargs, _REMEDIES.get(-rc))
+    eal.drain_log()
+    return [int(ports[i]) for i in range(rc)]
+
+
+def plug_out(port: int) -> None:
+    """Plug a device out whose ports nobody has open."""
+    eal.start().lib.mn_dpdk_unprobe(port)
+    eal.drain_log()
+
+
+def port_mac(port: int) -> str | None:
+    """The address of a port that is plugged in."""
+    module = eal.start()
+    mac = module.ffi.new("uint8_t[6]")
+    if module.lib.mn_dpdk_port_mac(port, mac) < 0:
+        return None
+    return format_mac(bytes(module.ffi.buffer(mac)))
+
+
+def ring_pair(
+    queues: int = 1, *, slots: int = 1024, mtu: int = _MTU_DEFAULT, **options: Any
+) -> tuple[Port, Port]:
+    """Two ports in this process, joined by rings in memory: what one sends the other receives.
+
+    Args:
+        queues: Of each, 1 to 16.
+        slots: Frames that a ring holds, a power of two.
+        mtu: Bytes.
+        options: See `open_port`.
+
+    Raises:
+        EalError, ValueError: As for `open_port`.
+    """
+    module = eal.start()
+    ffi, lib = module.ffi, module.lib
+    ports, text = ffi.new("uint16_t[2]"), ffi.new("char[]", lib.MN_DPDK_ERR_BYTES)
+    rc = lib.mn_dpdk_ring_pair(queues, slots, ports, text, lib.MN_DPDK_ERR_BYTES)
+    if rc < 0:
+        said = ffi.string(text).decode(errors="replace")
+        if rc == -errno.EINVAL:
+            raise ValueError(said)
+        raise eal.error(-rc, said, _REMEDIES.get(-rc))
+    opened: list[Port] = []
+    macs: Sequence[str | None] = options.pop("macs", ("02:4d:4e:00:00:01", "02:4d:4e:00:00:02"))
+    try:
+        for port, mac, end in zip(ports, macs, "ab", strict=True):
+            opened.append(
+                Port(port, f"dpdk:ring-{end}", mtu=mtu, queues=queues, mac=mac, **options)
+            )
+    except BaseException:
+        for one in opened:
+            one.close()
+        raise
+    return opened[0], opened[1]
+
+
+def open_port(
+    rest: str,
+    *,
+    mtu: int | None = None,
+    queues: int = 1,
+    bind: bool = False,
+    **options: Any,
+) -> Port:
+    """Open what a NIC string names behind ``dpdk:``.
+
+    Args:
+        rest: A kernel interface, a PCI address, a MAC address, or a virtual device with its arguments
+            ("net_af_packet0,iface=veth0").
+        mtu: Bytes; None: the kernel interface's, else 1500.
+        queues: That would be useful, 1 to 16; a port that has fewer gives one.
+        bind: A NIC that the kernel has is taken from it for the run, and given back at the end.
+        options: ``rx_desc``, ``tx_desc`` (descriptors of a queue), ``pool_mbufs`` (packets of a queue's
+            pool), ``nap_max_us`` (longest nap on a port that can't wake a sleeper, 1000), ``mac``, ``offload``
+            (False: checksums in software), and ``frame_room`` (bytes that a buffer has at least).
+
+    Raises:
+        ValueError: ``rest`` is no name, or a value is wrong; the text says what is accepted.
+        OSError: There is no such NIC, or the kernel has it; the text says what helps.
+        EalError: DPDK can't open it; the text says why, and what helps.
+    """
+    target = resolve(rest, queues=queues, mtu=mtu, number=next(_vdevs))
+    if mtu is None:
+        mtu = _interface_mtu(target.interface) or _MTU_DEFAULT
+    port = _plug_in_target(target, rest)
+    options.setdefault("frame_room", target.room)
+    try:
+        return Port(port, f"dpdk:{rest}", mtu=mtu, queues=queues, **options)
+    except BaseException:
+        plug_out(port)
+        raise
+
+
+def _plug_in_target(target: Target, rest: str) -> int:
+    """The number of the port that is meant; nothing else stays plugged in."""
+    for devargs in (target.devargs,) if target.devargs else target.candidates:
+        ports = plug_in(devargs)
+        for port in ports:
+            if target.mac is None or port_mac(port) == target.mac:
+                return port
+        plug_out(ports[0])
+    tried = ", ".join(target.candidates) or target.devargs
+    raise EalError(
+        errno.ENODEV, f"dpdk:{rest}: no port has the MAC address {target.mac}; tried were {tried}"
+    )
+
+
+def _interface_mtu(name: str | None) -> int | None:
+    """The MTU of an interface, in bytes; None: it is not known."""
+    if name is None:
+        return None
+    request = struct.pack("16s16x", os.fsencode(name))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            answer = fcntl.ioctl(sock, _SIOCGIFMTU, request)
+        except OSError:
+            return None
+    return int(struct.unpack_from("i", answer, 16)[0])
