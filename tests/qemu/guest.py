@@ -68,6 +68,19 @@ class Machine:
     huge_pages: int = 64
 
 
+def last_object(text: str) -> dict[str, Any]:
+    """The last line of JSON in an output.
+
+    Raises:
+        GuestError: There is none.
+    """
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    raise GuestError(f"no line of JSON in:\n{text}")
+
+
 class Command:
     """A command that was started in a guest; `Guest.popen` makes it."""
 
@@ -106,6 +119,10 @@ class Command:
         """End it by SIGTERM; its status."""
         self.send_signal(signal.SIGTERM)
         return self.wait(timeout)
+
+    def figures(self) -> dict[str, Any]:
+        """The last line of JSON that it has printed."""
+        return last_object(self.output)
 
 
 class Guest:
@@ -329,7 +346,7 @@ class Guest:
 
     # --- the machine ----------------------------------------------------------------------------
 
-    def qmp(self, name: str, **arguments: Any) -> Any:
+    def qmp(self, name: str, /, **arguments: Any) -> Any:
         """Ask QEMU something; its answer.
 
         Raises:
