@@ -35,6 +35,7 @@ _VDEV = re.compile(r"(?:(?:net|eth)_[a-z][a-z0-9_]*|virtio_user[0-9]*)")
 _PCI_NETWORK = "0x02"
 _VMBUS_NETWORK = "f8615163-df3e-46c5-913f-f2d2f965ed0e"
 _ETHERNET = "1"
+_HARMLESS = frozenset({"", "pci-stub", "pcieport"})
 #: Vendors by their PCI number, for people.
 _VENDORS = {
     "10ec": "Realtek",
@@ -81,6 +82,7 @@ class Device:
         usable: Userspace drivers that are loaded and could have it.
         numa_node: Of its slot; None: not known.
         iommu_group: Its number; None: there is no IOMMU.
+        group_others: Address and driver of what else is in that group and belongs to the kernel.
         state: "kernel", "bifurcated", "userspace", "none" (no driver), "virtual".
         record: What was remembered when it was bound.
     """
@@ -95,6 +97,7 @@ class Device:
     usable: tuple[str, ...] = ()
     numa_node: int | None = None
     iommu_group: int | None = None
+    group_others: tuple[tuple[str, str], ...] = ()
     state: str = "kernel"
     record: Record | None = None
 
@@ -133,6 +136,9 @@ class Device:
             )
         if self.state == "none":
             return f"it has no driver: `machnet nic bind {self.name}` gives it one"
+        if self.driver == "vfio-pci" and self.group_others:
+            named = _listed([f"{address} ({driver})" for address, driver in self.group_others])
+            return f"vfio-pci hands over whole IOMMU groups, and group {self.iommu_group} also has {named}"
         return ""
 
 
@@ -204,6 +210,18 @@ def _parent(interface: Path) -> tuple[str, str]:
     return _linked(real / "subsystem") or "unknown", real.name
 
 
+def _group_others(path: Path) -> tuple[tuple[str, str], ...]:
+    others = [
+        (one.name, _linked(one / "driver")) for one in _children(path / "iommu_group/devices")
+    ]
+    return tuple(
+        (address, driver)
+        for address, driver in others
+        # What vfio itself allows beside its own drivers: nobody's, and those of bridges.
+        if address != path.name and driver not in _HARMLESS and not driver.startswith("vfio")
+    )
+
+
 def _former(records: dict[str, Record], address: str) -> tuple[Former, ...]:
     return records[address].interfaces if address in records else ()
 
@@ -263,6 +281,7 @@ class _Reader:
             usable=tuple(name for name in USERSPACE[bus] if (loaded / name).is_dir()),
             numa_node=_number(_read(path / "numa_node")),
             iommu_group=_number(_linked(path / "iommu_group")),
+            group_others=_group_others(path),
             state=state,
             record=None if now else self.records.get(address),
         )

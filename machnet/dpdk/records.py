@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import stat
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RUN", "Former", "Owner", "Record", "forget", "load_all", "remember", "this_process"]
+__all__ = ["RUN", "Former", "Owner", "Record", "forget", "load_all", "new_owner", "remember"]
 
 #: The directory of the records.
 RUN = "/run/machnet/nic"
+_RUNS = itertools.count(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +49,12 @@ class Owner:
     Attributes:
         pid: Its number.
         started: When it started, in clock ticks since boot: numbers are used again.
+        run: Which of its runs.
     """
 
     pid: int
     started: int
+    run: int = 0
 
     def alive(self) -> bool:
         """Whether it still runs."""
@@ -89,11 +93,11 @@ def _started(pid: int) -> int | None:
     return None if fields[0] in {"Z", "X"} else int(fields[19])
 
 
-def this_process() -> Owner:
-    """Who we are."""
+def new_owner() -> Owner:
+    """This process, for a run that it has not had before."""
     pid = os.getpid()
     started = _started(pid)
-    return Owner(pid, -1 if started is None else started)
+    return Owner(pid, -1 if started is None else started, next(_RUNS))
 
 
 def _path(run: str, address: str) -> Path:

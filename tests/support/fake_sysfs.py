@@ -12,6 +12,7 @@ import os
 import select
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,8 @@ class FakeSysfs:
     refusing: set[str] = field(default_factory=set)
     #: Whether vfio-pci takes a device without an IOMMU.
     noiommu: bool = False
+    #: To be told of each driver that is loaded.
+    on_load: list[Callable[[Path], None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for bus in ("pci", "vmbus", "virtio"):
@@ -82,6 +85,8 @@ class FakeSysfs:
         for part in ("bind", "unbind"):
             if not (path / part).exists():
                 self._file(path / part, "")
+        for tell in self.on_load:
+            tell(path)
         return path
 
     def pci(
@@ -245,14 +250,18 @@ class Reacting:
     def __enter__(self) -> FakeSysfs:
         self._fd = self._libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         assert self._fd >= 0
-        for bus in (self._tree.sys / "bus").iterdir():
-            folders = [bus, *(bus / "drivers").iterdir()] if (bus / "drivers").is_dir() else []
-            for folder in folders:
-                watch = self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _IN_CLOSE_WRITE)
-                assert watch >= 0
-                self._folders[watch] = folder
+        for control in (self._tree.sys / "bus").glob("*/drivers_probe"):
+            self._watch(control.parent)
+            for driver in (control.parent / "drivers").iterdir():
+                self._watch(driver)
+        self._tree.on_load.append(self._watch)
         self._thread.start()
         return self._tree
+
+    def _watch(self, folder: Path) -> None:
+        watch = self._libc.inotify_add_watch(self._fd, os.fsencode(folder), _IN_CLOSE_WRITE)
+        assert watch >= 0
+        self._folders[watch] = folder
 
     def __exit__(
         self,
@@ -260,6 +269,7 @@ class Reacting:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._tree.on_load.clear()
         os.close(self._stop[1])
         self._thread.join()
         os.close(self._stop[0])
