@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""DPDK in this process: EAL is started by the first test of a worker that needs it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from dpdk_kit import Veth, need_dpdk, reserve_huge_pages
+from dpdk_kit import veth as make_veth
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _eal() -> None:
+    """There are huge pages when EAL looks for them."""
+    need_dpdk()
+    reserve_huge_pages()
+
+
+@pytest.fixture
+def veth() -> Iterator[Veth]:
+    """A virtual Ethernet pair with the kernel at its other end."""
+    with make_veth() as pair:
+        yield pair
