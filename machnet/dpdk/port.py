@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi as native_ffi
 from machnet.dpdk import eal
-from machnet.dpdk.devices import resolve
 from machnet.dpdk.eal import EalError
+from machnet.dpdk.forrun import prepare
 from machnet.stack.names import format_mac, parse_mac
 from machnet.stack.nics import Nic
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from machnet.dpdk.devices import Target
+    from machnet.dpdk.forrun import BoundForRun
 
 __all__ = ["Port", "open_port", "ring_pair"]
 
@@ -63,6 +65,8 @@ class Port(Nic):
     ) -> None:
         module = eal.start()
         self._ffi, self._lib = module.ffi, module.lib
+        #: Given back to the kernel when the port is closed.
+        self._held: BoundForRun | None = None
         config = self._ffi.new("struct mn_dpdk_config *")
         config.port, config.queues, config.mtu = port, queues, mtu
         config.rx_desc, config.tx_desc, config.pool_mbufs = rx_desc, tx_desc, pool_mbufs
@@ -143,6 +147,12 @@ class Port(Nic):
     def _release(self) -> None:
         self._ffi.release(self._port)
         eal.drain_log()
+        if self._held is not None:
+            self._held.close()
+
+    def hold(self, held: BoundForRun | None) -> None:
+        """What belongs to the port from now on, and ends after it."""
+        self._held = held
 
 
 #: What helps when a port can't be opened.
@@ -249,7 +259,8 @@ def open_port(
             ("net_af_packet0,iface=veth0").
         mtu: Bytes; None: the kernel interface's, else 1500.
         queues: That would be useful, 1 to 16; a port that has fewer gives one.
-        bind: A NIC that the kernel has is taken from it for the run, and given back at the end.
+        bind: A NIC that the kernel has is taken from it for the run, and given back at the end, also
+            after a crash; so it is, too, with MACHNET_DPDK_BIND=1 in the environment.
         options: ``rx_desc``, ``tx_desc`` (descriptors of a queue), ``pool_mbufs`` (packets of a queue's
             pool), ``nap_max_us`` (longest nap on a port that can't wake a sleeper, 1000), ``mac``, ``offload``
             (False: checksums in software), and ``frame_room`` (bytes that a buffer has at least).
@@ -259,16 +270,20 @@ def open_port(
         OSError: There is no such NIC, or the kernel has it; the text says what helps.
         EalError: DPDK can't open it; the text says why, and what helps.
     """
-    target = resolve(rest, queues=queues, mtu=mtu, number=next(_vdevs))
-    if mtu is None:
-        mtu = _interface_mtu(target.interface) or _MTU_DEFAULT
-    port = _plug_in_target(target, rest)
-    options.setdefault("frame_room", target.room)
-    try:
-        return Port(port, f"dpdk:{rest}", mtu=mtu, queues=queues, **options)
-    except BaseException:
-        plug_out(port)
-        raise
+    bind = bind or os.environ.get("MACHNET_DPDK_BIND") == "1"
+    target, held = prepare(rest, bind=bind, queues=queues, mtu=mtu, number=next(_vdevs))
+    with contextlib.ExitStack() as failing:
+        if held is not None:
+            failing.callback(held.close)
+        if mtu is None:
+            mtu = _interface_mtu(target.interface) or _MTU_DEFAULT
+        number = _plug_in_target(target, rest)
+        failing.callback(plug_out, number)
+        options.setdefault("frame_room", target.room)
+        port = Port(number, f"dpdk:{rest}", mtu=mtu, queues=queues, **options)
+        failing.pop_all()
+    port.hold(held)
+    return port
 
 
 def _plug_in_target(target: Target, rest: str) -> int:

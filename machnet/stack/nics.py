@@ -470,22 +470,29 @@ def open_pcapng_file(path: str | os.PathLike[str]) -> Any:
     return out[0]
 
 
-def open_nic(spec: str, mtu: int | None = None, queues: int = 1) -> Nic:
+def open_nic(spec: str, mtu: int | None = None, queues: int = 1, *, bind: bool = False) -> Nic:
     """Open the NIC that a NIC string names, e.g. "tap:mn0".
 
     Args:
         spec: See `machnet.sim.nicstr`; with faults behind a ``?`` it is a `machnet.sim.Faulty`.
         mtu: Bytes; None: the interface's own.
         queues: That would be useful; it may have one all the same (`Nic.queues`).
+        bind: A NIC that is to be DPDK's and that the kernel has is taken from it, until it is closed.
 
     Raises:
-        ValueError: It is no NIC string, or names a driver that can't be opened by a string here.
+        ValueError: It is no NIC string, or names a driver that can't be opened by a string here, or
+            there is nothing to bind.
         OSError: The driver can't open it.
     """
     from machnet.sim.nicstr import parse_nic
 
     parsed = parse_nic(spec)
-    return with_faults(_open_driver(parsed, mtu, 1 if parsed.faults else queues), parsed)
+    if bind and parsed.scheme != "dpdk":
+        raise ValueError(
+            f"NIC {spec!r}: only a NIC of DPDK can be bound, not a {parsed.scheme} NIC"
+        )
+    queues = 1 if parsed.faults else queues
+    return with_faults(_open_driver(parsed, mtu, queues, bind=bind), parsed)
 
 
 def with_faults(nic: Nic, spec: NicSpec) -> Nic:
@@ -507,11 +514,12 @@ def with_faults(nic: Nic, spec: NicSpec) -> Nic:
         raise
 
 
-def _open_driver(parsed: NicSpec, mtu: int | None, queues: int = 1) -> Nic:
+def _open_driver(parsed: NicSpec, mtu: int | None, queues: int = 1, *, bind: bool = False) -> Nic:
     if parsed.scheme == "dpdk":
         from machnet.dpdk import open_port
 
-        return open_port(parsed.rest, mtu=mtu, queues=queues, offload=not parsed.faults)
+        offload = not parsed.faults
+        return open_port(parsed.rest, mtu=mtu, queues=queues, bind=bind, offload=offload)
     if parsed.scheme == "tap":
         return Tap(parsed.rest, queues=queues, mtu=mtu, offload=not parsed.faults)
     if parsed.scheme == "link":

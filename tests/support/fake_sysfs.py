@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+from machnet.dpdk.bind import Machine
+from machnet.dpdk.links import Links
+from machnet.dpdk.records import Former
+
 _IN_CLOSE_WRITE = 8
 NETVSC_CLASS = "f8615163-df3e-46c5-913f-f2d2f965ed0e"
 
@@ -287,3 +291,37 @@ class Reacting:
                     self._tree.written(self._folders[watch] / name)
         except BaseException as error:
             self.failed = error
+
+
+class FakeLinks(Links):
+    """What would be asked of the host's interfaces, and what it was told to restore."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Former] = {}
+        self.default: set[str] = set()
+        self.restored: list[tuple[Former, str]] = []
+        self.refusal: OSError | None = None
+
+    def former(self, name: str, mac: str) -> Former:
+        return self.known.get(name, Former(name, mac))
+
+    def has_default_route(self, name: str) -> bool:
+        return name in self.default
+
+    def restore(self, former: Former, name: str) -> None:
+        self.restored.append((former, name))
+        if self.refusal is not None:
+            raise self.refusal
+
+
+def fake_machine(tree: FakeSysfs) -> Machine:
+    """A machine without modprobe whose devices are in the tree, and that does not wait for long."""
+    return Machine(
+        sysfs=tree.sysfs,
+        run=tree.run,
+        proc=str(tree.root / "proc"),
+        links=FakeLinks(),
+        load=lambda driver: f"Module {driver} not found.",
+        patience_s=0.2,
+        interface_s=0.2,
+    )
