@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from machnet.sim.nodes import Host
     from machnet.testing.peer import RawPeer
     from pytest_machnet.labs import Clock, Lab, Pcap
-    from pytest_machnet.niclab import PosixPeer
+    from pytest_machnet.peers import PosixPeer
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def machnet_peer(_machnet_lab: Lab) -> Any:
 
 @pytest.fixture
 def posix_peer(_machnet_lab: Lab) -> PosixPeer:
-    """A Linux host with ordinary sockets, across a TAP and in real time."""
+    """A Linux host with ordinary sockets, at the other end of the NIC, and in real time."""
     peer: PosixPeer = _machnet_lab.fixture("posix_peer")
     return peer
 

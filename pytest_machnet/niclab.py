@@ -1,43 +1,48 @@
 # SPDX-License-Identifier: MIT
 """The lab of a test in real time: stacks on NICs, and Linux hosts.
 
-A TAP lies in a network namespace that the lab makes (without root in a user namespace); there a
-bridge connects it with the TAPs of further machnet hosts and with the Linux host. Any other NIC is
-opened by its string, and what it leads to is the user's affair.
+A TAP lies in a network namespace that the lab makes (without root in a user namespace), and so does
+the other end of a veth pair; there a bridge connects it with the TAPs of further machnet hosts and
+with the Linux host. Any other NIC is opened by its string, and the host at its other end is reached by
+an agent, or is an address with services.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_machnet import report
+from pytest_machnet import peers, report
 from pytest_machnet.labs import Lab, LeakError
 from pytest_machnet.options import KNOBS
+from pytest_machnet.realtime import NicPcap, RealClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from machnet import Channel, Socket, Stack
     from machnet.sim.kernel_host import KernelHost
-    from machnet.sim.units import Duration
     from machnet.stack.info import SocketInfo
     from machnet.stack.nics import Nic
     from pytest_machnet.cases import Case
-
-T = TypeVar("T")
+    from pytest_machnet.ends import End
+    from pytest_machnet.peers import PosixPeer, Where
 
 #: How long what is under way between two tests in real time may take to be over.
 _SETTLE_S = 2.0
 _VIRTUAL_SETTLE_NS = 600_000_000_000
 _POLL_S = 0.001
 _BRIDGE = "machnet0"
+#: The inner end of a veth pair that a test makes.
+_VETH = "veth0"
+_WHO = "say who is at the other end: --machnet-peer=ssh://HOST, tcp://HOST:PORT or an address"
 #: What `Stack.usage` counts that must go back to what it was.
 _USAGE = {
     "tcbs": "connections",
@@ -95,96 +100,6 @@ class NicHost:
         return f"<NicHost {self.name} {self.ip} on {self.stack.nic}>"
 
 
-class PosixPeer:
-    """The fixture ``posix_peer``: a Linux host with ordinary sockets.
-
-    Attributes:
-        host: The `machnet.sim.KernelHost`, for everything else.
-        ip: Its address.
-        interface: Name of its interface towards the local stack.
-    """
-
-    def __init__(self, host: KernelHost, ip: str, interface: str) -> None:
-        self.host = host
-        self.ip = ip
-        self.interface = interface
-
-    def socket(self, *args: Any) -> Any:
-        """A kernel socket of this host, as `socket.socket` makes it (family, type, protocol)."""
-        return self.host.socket(*args)
-
-    def run(self, command: list[str], **options: Any) -> Any:
-        """Run a command on it to its end; see `machnet.sim.KernelHost.run`."""
-        return self.host.run(command, **options)
-
-    def popen(self, command: list[str], **options: Any) -> Any:
-        """Start a command on it; see `machnet.sim.KernelHost.popen`."""
-        return self.host.popen(command, **options)
-
-    def call(self, func: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Run a function on it, in a forked child; see `machnet.sim.KernelHost.call`."""
-        return self.host.call(func, *args, **options)
-
-    def sysctl(self, name: str, value: str | int | None = None) -> str:
-        """Read, or write, a setting under ``net.``; see `machnet.sim.KernelHost.sysctl`."""
-        return self.host.sysctl(name, value)
-
-    def __repr__(self) -> str:
-        return f"<PosixPeer {self.ip} on {self.host!r}>"
-
-
-class RealClock:
-    """The real time; see `pytest_machnet.labs.Clock`."""
-
-    def __init__(self, lab: NicLab) -> None:
-        self._lab = lab
-        self._start_ns = time.monotonic_ns()
-
-    @property
-    def now_ns(self) -> int:
-        """Nanoseconds since the lab was made."""
-        return time.monotonic_ns() - self._start_ns
-
-    def sleep(self, duration: Duration) -> None:
-        """Wait."""
-        from machnet.sim.units import duration_ns
-
-        time.sleep(duration_ns(duration, "sleep") / 1e9)
-
-    def advance(self, duration: Duration) -> None:
-        """Skip the test."""
-        self._lab.missing("machnet_clock.advance", f"real time can't be advanced by {duration}")
-
-    def eventually(
-        self, predicate: Callable[[], T], within: Duration = "5s", message: str = ""
-    ) -> T:
-        """Wait until something is true, and return it."""
-        from machnet.sim.units import duration_ns
-
-        end = time.monotonic_ns() + duration_ns(within, "within")
-        while not (found := predicate()):
-            if time.monotonic_ns() >= end:
-                raise AssertionError(f"not within {within}: {message or predicate}")
-            time.sleep(_POLL_S)
-        return found
-
-
-class NicPcap:
-    """The capture of a test on a NIC; see `pytest_machnet.labs.Pcap`."""
-
-    def __init__(self, lab: NicLab) -> None:
-        self._lab = lab
-
-    @property
-    def path(self) -> Path:
-        """The local stack's pcapng file; complete when the test is over."""
-        return self._lab.folder() / "local.pcapng"
-
-    def packets(self, last: int | None = None) -> list[Any]:
-        """Skip the test: only a simulated network keeps a record."""
-        self._lab.missing("machnet_pcap.packets", "there is a record of simulated packets only")
-
-
 class NicLab(Lab):
     """What the fixtures of a test in real time are made from."""
 
@@ -197,13 +112,22 @@ class NicLab(Lab):
         self._failed = False
         self._late_packets: list[str] = []
         self._taps = 0
+        self._interface = ""
         self._clock = RealClock(self)
         nic = case.settings["nic"] if not case.settings.simulated else None
         if nic is None:
             # A Linux peer while everything else is simulated.
             nic = f"tap:mn{case.tag.replace('-', '')}"[:15]
         self._nic: str = nic
-        self._in_namespace = nic.startswith("tap:")
+        #: Whether the other end is in a namespace of the test's own.
+        self._in_namespace = False
+        self._veth: str | None = None
+        self._end: End | None = None
+        #: Where the agent of the host at the other end is, and the interface there.
+        self._reach: tuple[Where | str | None, str | None] | None = None
+        self._stated: Where | None = None
+        self._nobody = _WHO
+        self._look_around()
         self._captures: Path | None = None
         try:
             self._check_fixtures()
@@ -236,15 +160,42 @@ class NicLab(Lab):
         if self.case.settings.faults is not None:
             self.missing("faults=", "a schedule of faults needs a simulated network")
         if not self._in_namespace:
-            for name in fixtures & {"machnet_host", "posix_peer"}:
-                self.missing(name, "further hosts can be made beside a TAP only")
+            if "machnet_host" in fixtures:
+                self.missing(
+                    "machnet_host",
+                    "further hosts can be made beside a TAP or a veth of its own only",
+                )
+            if "posix_peer" in fixtures and self._reach is None and self._stated is None:
+                self.missing("posix_peer", self._nobody)
             if "machnet_peer" in fixtures and self.case.settings["peer_nic"] is None:
                 option = KNOBS["peer_nic"].option
                 self.missing("machnet_peer", f"it needs a NIC of its own: {option}=IFACE")
 
-    def _interface(self) -> str:
-        """Name of the TAP in the namespace."""
-        return self._nic.removeprefix("tap:").partition("?")[0]
+    def _look_around(self) -> None:
+        """Find out who is at the other end."""
+        from pytest_machnet import ends
+
+        peer: Where | None = self.case.settings["peer"]
+        if not self.case.settings.simulated and peer is not None and peer.scheme:
+            self._reach = peer, peer.iface
+            return
+        if self._nic.startswith("tap:"):
+            self._in_namespace = True
+            return
+        self._stated = peer
+        self._veth = ends.interface_of(self._nic)
+        if self._veth is None:
+            return
+        try:
+            end = ends.find_end(self._veth)
+        except ValueError as error:
+            self._veth, self._nobody = None, f"{error}; {_WHO}"
+            return
+        self._stated = None
+        if end is None or end.unused:
+            self._in_namespace, self._end = True, end
+        else:
+            self._reach = end.netns, end.name or None
 
     # ---- the namespace ---------------------------------------------------------------------------
 
@@ -256,9 +207,11 @@ class NicLab(Lab):
         if self._kernel is None:
             from machnet.sim import KernelHost
 
-            reason = KernelHost.tap_available()
+            taps = self._veth is None or self._bridged()
+            reason = KernelHost.tap_available() if taps else KernelHost.available()
             if reason is not None:
-                pytest.skip(f"no TAP in a namespace of the test's own: {reason}")
+                what = "no TAP in a namespace" if taps else "no namespace"
+                pytest.skip(f"{what} of the test's own: {reason}")
             self._kernel = self._exits.enter_context(KernelHost(f"machnet-{self.case.tag}"))
             if self._bridged():
                 self._make_bridge(self._kernel)
@@ -277,12 +230,42 @@ class NicLab(Lab):
         fd = kernel.open_tap(name, mtu=mtu, offloads=False)
         tap = Tap(fd=fd, mtu=mtu, offload=False)
         self._exits.callback(tap.close)
+        self._join(name)
+        return tap
+
+    def _join(self, name: str) -> None:
+        """Make an interface of the namespace a port of the bridge, if there is one."""
         if self._bridged():
-            with kernel.iproute() as route:
+            with self.kernel().iproute() as route:
                 (port,) = route.link_lookup(ifname=name)
                 (bridge,) = route.link_lookup(ifname=_BRIDGE)
                 route.link("set", index=port, master=bridge)
-        return tap
+
+    def _plug_veth(self) -> str:
+        """Have the other end of the veth in the namespace; the NIC string of this one."""
+        from machnet.sim.kernel_host import KernelHostError, change_link, leave_alone
+        from pytest_machnet import ends
+
+        assert self._veth is not None
+        kernel, nic = self.kernel(), self._nic
+        try:
+            if self._end is not None:
+                leave_alone(self._veth)
+                change_link(self._veth, state="up")
+                kernel.adopt(self._end.name)
+                self._exits.callback(kernel.give_back, self._end.name)
+            else:
+                name = f"mn{self.case.tag.replace('-', '')}"[:15]
+                kernel.open_veth(_VETH, name, mtu=self.case.settings.mtu or 1500)
+                self._exits.callback(change_link, name, delete=True)
+                nic = ends.with_interface(nic, name)
+        except KernelHostError as error:
+            if error.errno not in {errno.EPERM, errno.EACCES}:
+                raise
+            pytest.skip(f"no veth pair whose one end is here: {error}; it takes root")
+        self._interface = _VETH if self._end is None else self._end.name
+        self._join(self._interface)
+        return nic
 
     # ---- stacks ----------------------------------------------------------------------------------
 
@@ -319,11 +302,16 @@ class NicLab(Lab):
         from machnet.sim.nicstr import parse_nic
         from machnet.stack.nics import open_nic, with_faults
 
-        if self._in_namespace:
-            spec = parse_nic(self._nic)
+        spec = parse_nic(self._nic)
+        if self._in_namespace and spec.scheme == "tap":
+            self._interface = spec.rest
             nic = with_faults(self._tap(spec.rest), spec)
         else:
-            nic = open_nic(self._nic, self.case.settings.mtu)
+            text = self._plug_veth() if self._in_namespace else self._nic
+            try:
+                nic = open_nic(text, self.case.settings.mtu)
+            except PermissionError as error:
+                pytest.skip(f"{text} can't be opened: {error}")
         self._exits.callback(nic.close)
         link = dict(self.case.settings.link)
         back = link.pop("back", None)
@@ -346,11 +334,15 @@ class NicLab(Lab):
 
     def make_peer(self) -> NicHost:
         """A second machnet host."""
-        ip = self.take_ip(self.case.settings.peer_ip)
         self.local()
+        ip: str | None = self.case.settings.peer_ip
+        if self._reach is not None or self._stated is not None:
+            self.fixture("posix_peer")  # it has an address, and may have this one
+            ip = None if ip in self._addresses else ip
+        address = self.take_ip(ip)
         if not self._in_namespace:
-            return self._open("peer", str(self.case.settings["peer_nic"]), ip)
-        return self._open("peer", self._next_tap(), ip)
+            return self._open("peer", str(self.case.settings["peer_nic"]), address)
+        return self._open("peer", self._next_tap(), address)
 
     def _next_tap(self) -> Nic:
         self._taps += 1
@@ -374,13 +366,38 @@ class NicLab(Lab):
 
     def make_posix_peer(self) -> PosixPeer:
         """The Linux host."""
+        if self._reach is not None:
+            return self._agent_peer(*self._reach)
+        if self._stated is not None:
+            self._addresses.add(self._stated.host)
+            return peers.StatedPeer(self._stated, self.missing)
         kernel = self.kernel()
         self.local()
         alone = "machnet_peer" not in self.case.fixtures
         ip = self.take_ip(self.case.settings.peer_ip if alone else None)
-        interface = _BRIDGE if self._bridged() else self._interface()
+        interface = _BRIDGE if self._bridged() else self._interface
         kernel.add_address(interface, ip)
-        return PosixPeer(kernel, str(ipaddress.IPv4Interface(ip).ip), interface)
+        made = peers.NamespacePeer(kernel, str(ipaddress.IPv4Interface(ip).ip), interface)
+        self._exits.callback(made.close)
+        return made
+
+    def _agent_peer(self, where: Where | str | None, iface: str | None) -> PosixPeer:
+        settings = self.case.settings
+        wanted = settings["peer_ip"]
+        if wanted is None and settings["peer"] is not None and not settings["peer"].scheme:
+            wanted = settings["peer"].host
+        self.local()  # whose interface may be the other end's
+        try:
+            agent = peers.agent_at(where)
+            ip, interface = peers.locate(agent, iface, wanted, settings["ip"])
+            if self._veth is not None and iface is not None:
+                peers.finish_frames(agent, self._veth, iface)
+        except (OSError, ValueError) as error:
+            pytest.fail(f"posix_peer: {error}", pytrace=False)
+        self._addresses.add(ip)
+        made = peers.AgentPeer(agent, ip, interface, self.missing)
+        self._exits.callback(made.close)
+        return made
 
     def make_net(self) -> Any:
         """There is none."""

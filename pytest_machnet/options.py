@@ -18,6 +18,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from pytest_machnet.peers import Where
+
 SEED_MAX = 2**64 - 1
 SEEDS_MAX = 1_000_000
 PCAP_POLICIES = ("never", "failed", "always")
@@ -106,6 +108,12 @@ def _address(value: Any) -> str:
         raise ValueError("not an IPv4 address such as 10.0.0.2") from None
 
 
+def _peer(value: Any) -> Where:
+    from pytest_machnet.peers import parse_peer
+
+    return parse_peer(str(value))
+
+
 def _pcap(value: Any) -> str:
     if value not in PCAP_POLICIES:
         raise ValueError("it is 'never', 'failed' or 'always'")
@@ -164,7 +172,13 @@ KNOBS: dict[str, Knob] = {
     knob.name: knob
     for knob in (
         Knob("sim", _flag, False, None, "Run tests on the simulated network (the default)."),
-        Knob("nic", _nic, None, "IFACE", "Run tests on this NIC: a NIC string such as tap:mn0."),
+        Knob(
+            "nic",
+            _nic,
+            None,
+            "IFACE",
+            "Run tests on this NIC: a NIC string such as tap:mn0 or eth1.",
+        ),
         Knob(
             "seed",
             _seed,
@@ -184,17 +198,25 @@ KNOBS: dict[str, Knob] = {
         Knob("gateway", _address, None, "IP", "Router of the local stack to other networks."),
         Knob(
             "peer",
+            _peer,
+            None,
+            "IP|URL",
+            "The peer: an address (default: the one after --machnet-ip), or the agent of the host "
+            "at the other end of a NIC: ssh://HOST?iface=eth1 or tcp://HOST:PORT.",
+        ),
+        Knob(
+            "peer_ip",
             _address,
             None,
             "IP",
-            "Address of the peer (default: the one after --machnet-ip).",
+            "Address of the peer, where --machnet-peer says something else of it.",
         ),
         Knob(
             "peer_nic",
             _nic,
             None,
             "IFACE",
-            "NIC of machnet_peer, where --machnet-nic is not a TAP in a namespace of the test's.",
+            "NIC of machnet_peer, where --machnet-nic is neither a TAP nor a veth of the test's.",
         ),
         Knob(
             "pcap",
@@ -285,8 +307,11 @@ class Settings:
     @property
     def peer_ip(self) -> str:
         """The address of the peer: the one given, else the next one of the network."""
-        if self.values["peer"] is not None:
-            return str(self.values["peer"])
+        peer: Where | None = self.values["peer"]
+        if self.values["peer_ip"] is not None:
+            return str(self.values["peer_ip"])
+        if peer is not None and not peer.scheme:
+            return peer.host
         own = ipaddress.IPv4Interface(self.values["ip"])
         return str(next_address(own, {str(own.ip)}))
 
@@ -366,15 +391,21 @@ def from_config(config: pytest.Config) -> Settings:
         _check_together(values)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
+    if mode == "simulation" and origin["peer"] == "option" and values["peer"].scheme:
+        raise pytest.UsageError(f"--machnet-peer={values['peer']} is for a NIC: --machnet-nic=NIC")
     return Settings(mode, values, origin, {})
 
 
 def _check_together(values: Mapping[str, Any]) -> None:
     own = ipaddress.IPv4Interface(values["ip"])
-    for name in ("gateway", "peer"):
-        if values[name] is None:
+    peer: Where | None = values["peer"]
+    addresses = {"gateway": values["gateway"], "peer_ip": values["peer_ip"]}
+    if peer is not None and not peer.scheme:
+        addresses["peer"] = peer.host
+    for name, text in addresses.items():
+        if text is None:
             continue
-        address = ipaddress.IPv4Address(values[name])
+        address = ipaddress.IPv4Address(text)
         if address == own.ip:
             raise ValueError(f"machnet {name} {address} is the local stack's own address")
         if name == "gateway" and address not in own.network:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -91,6 +92,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     run = session.config.stash[cases.RUN]
     if run.on_worker:
         session.config.workeroutput["machnet_used"] = run.used  # type: ignore[attr-defined]
+
+
+def pytest_unconfigure() -> None:
+    """End the agents of a run that had any."""
+    if (peers := sys.modules.get("pytest_machnet.peers")) is not None:
+        peers.close_agents()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

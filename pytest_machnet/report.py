@@ -36,6 +36,7 @@ def header(run: cases.Run) -> str:
             seed += f" --machnet-seeds={settings['seeds']}"
     else:
         driver, seed = f"NIC {settings['nic']}", f", ip {settings['ip']}"
+        seed += "" if settings["peer"] is None else f", peer {settings['peer']}"
     return f"machnet: {driver}{seed}, pcap {settings['pcap']}, core {_version()}"
 
 

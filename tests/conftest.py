@@ -25,7 +25,16 @@ def repo() -> Path:
 
 #: Real time: processes, threads and kernels share a clock, and two cores, with the rest of the
 #: machine. See docs/design/real-time-tests.md.
-REAL_TIME_FOLDERS = {"attacks", "dpdk", "languages", "net", "plugin", "shim", "sidecar"}
+REAL_TIME_FOLDERS = {
+    "attacks",
+    "dpdk",
+    "languages",
+    "net",
+    "plugin",
+    "portable",
+    "shim",
+    "sidecar",
+}
 REAL_TIME_FILES = {
     "test_agent.py",
     "test_aio.py",

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import ipaddress
 import itertools
@@ -14,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from machnet.sim import _hostcall, _nsinit
@@ -270,6 +272,84 @@ class KernelHost(HostNetwork):
             host._wait_running(name)
         return names
 
+    def open_veth(
+        self, name: str, outside: str, *, mtu: int = 1500, kernel_ip: str | None = None
+    ) -> None:
+        """Connect this host with this process's own namespace by a cable (a veth pair).
+
+        For a driver that takes over an interface that it can see, such as DPDK's net_af_packet: the
+        kernel here leaves the outer end alone. What the host sends on its end is finished and within
+        the MTU. Delete either end to take the pair away; it goes with the host, too.
+
+        Args:
+            name: the interface's name on the host.
+            outside: its other end's name in this process's namespace, at most 15 bytes.
+            mtu: bytes without the Ethernet header, 68 to 65535.
+            kernel_ip: the host's address on it, as "10.0.0.1/24".
+
+        Raises:
+            KernelHostError: The kernel refused (EPERM: it takes the right over this namespace, as
+                root has it; EEXIST: there is an interface of this name).
+        """
+        check_ifname(outside)
+        own_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            peer = {"ifname": outside, "mtu": mtu, "address": self._new_mac()}
+            link = {
+                "ifname": check_ifname(name),
+                "index": next(_veth_indices),
+                "mtu": mtu,
+                "address": self._new_mac(),
+                "kind": "veth",
+                "peer": {**peer, "net_ns_fd": own_fd},
+            }
+            step = f"connecting {name} to {outside} of this process's namespace"
+            self._netlink(step, lambda route: route.link("add", **link))
+        finally:
+            os.close(own_fd)
+        leave_alone(outside)
+        self.set_offloads(name, on=False)
+        if kernel_ip is not None:
+            self.add_address(name, kernel_ip)
+        self.set_link(name, up=True)
+        self._netlink_here(f"bringing {outside} up", outside, state="up")
+        self._wait_running(name)
+
+    def adopt(self, name: str) -> None:
+        """Take an interface of this process's own namespace over, until `give_back`.
+
+        It comes without addresses; it is up, and its offloads are off. If the host ends before, so
+        does a virtual interface; a physical one goes to the first namespace of the machine.
+
+        Raises:
+            KernelHostError: The kernel refused (EPERM: it takes root).
+        """
+        self._netlink_here(f"moving {name} to {self}", name, net_ns_fd=self._net_fd)
+        self.set_offloads(name, on=False)
+        self.set_link(name, up=True)
+        self._wait_running(name)
+
+    def give_back(self, name: str) -> None:
+        """Return an interface that was adopted; it is down then.
+
+        Raises:
+            KernelHostError: The kernel refused.
+        """
+        own_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._netlink(
+                f"moving {name} back",
+                lambda ip: ip.link("set", index=self._index(ip, name), net_ns_fd=own_fd),
+            )
+        finally:
+            os.close(own_fd)
+
+    def _netlink_here(self, step: str, name: str, **changes: Any) -> None:
+        """Change an interface of this process's own namespace."""
+        number = change_link(name, **changes)
+        if number:
+            raise failure(self, step, number)
+
     # ---- probes ----------------------------------------------------------------------------------
 
     @classmethod
@@ -287,6 +367,48 @@ class KernelHost(HostNetwork):
         It is tried once per process.
         """
         return _why_no_tap()
+
+
+def change_link(name: str, **changes: Any) -> int:
+    """Change an interface of this process's own namespace: 0, or the kernel's errno."""
+
+    def work() -> int:
+        from pyroute2 import IPRoute  # type: ignore[import-untyped,unused-ignore]
+        from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped,unused-ignore]
+            NetlinkError,
+        )
+
+        with IPRoute() as route:
+            found = route.link_lookup(ifname=name)
+            if not found:
+                return errno.ENODEV
+            verb = "del" if changes == {"delete": True} else "set"
+            try:
+                route.link(verb, index=found[0], **({} if verb == "del" else changes))
+            except NetlinkError as error:
+                return int(error.code)
+        return 0
+
+    from concurrent.futures import ThreadPoolExecutor
+
+    # pyroute2 can't work in a thread that runs an event loop.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def leave_alone(name: str) -> None:
+    """Keep the kernel of this namespace from answering or forwarding what comes in on an interface.
+
+    It belongs to a driver that reads it beside the kernel: an address that this machine happens to
+    have elsewhere must not be taken for the one that the driver's user has. Where settings are
+    read-only they stay as they are.
+    """
+    settings = {"ipv4": {"forwarding": 0, "arp_ignore": 8, "rp_filter": 1}}
+    settings["ipv6"] = {"disable_ipv6": 1}
+    for family, values in settings.items():
+        for key, value in values.items():
+            with contextlib.suppress(OSError):
+                Path(f"/proc/sys/net/{family}/conf/{name}/{key}").write_text(str(value))
 
 
 @functools.cache

@@ -118,11 +118,12 @@ def interfaces() -> list[dict[str, Any]]:
     """All interfaces: name, ip and prefix (None without an address), mac, mtu, up."""
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _, name in socket.if_nameindex():
+        for index, name in socket.if_nameindex():
             with contextlib.suppress(OSError):
                 flags = struct.unpack_from("H", _ifreq(sock, name, _SIOCGIFFLAGS))[0]
                 entry: dict[str, Any] = {
                     "name": name,
+                    "index": index,
                     "up": bool(flags & _IFF_UP),
                     "mac": _ifreq(sock, name, _SIOCGIFHWADDR)[2:8].hex(),
                     "mtu": struct.unpack_from("i", _ifreq(sock, name, _SIOCGIFMTU))[0],
@@ -218,7 +219,6 @@ class Session:
             "root": os.geteuid() == 0,
             "run": self._allow_run,
             "address": self._address,
-            "interfaces": interfaces(),
         }
 
     def answer(self, value: dict[str, Any], data: bytes = b"") -> None:
@@ -307,22 +307,9 @@ class Session:
 
     def do_service(self, name: str, ip: str) -> int:
         """Start a service and return its port: ``echo``, ``discard`` or ``chargen``."""
-        if name not in SERVICES:
-            raise ValueError(f"there is no service {name!r}: it is {', '.join(SERVICES)}")
         listener = socket.socket()
-        listener.bind((ip, 0))
-        listener.listen(128)
         self._add(listener)
-        threading.Thread(target=self._serve, args=(name, listener), daemon=True).start()
-        return int(listener.getsockname()[1])
-
-    def _serve(self, name: str, listener: socket.socket) -> None:
-        serve_one = {"echo": echo, "discard": discard, "chargen": chargen}[name]
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = listener.accept()
-                self._add(sock)
-                threading.Thread(target=serve_one, args=(sock,), daemon=True).start()
+        return start_service(name, listener, ip, self._add)
 
     # ---- the host ----------------------------------------------------------------------------
 
@@ -377,9 +364,7 @@ class Session:
         elif entry["ip"] != ip:
             raise OSError(17, f"{name} has the address {entry['ip']}/{entry['prefix']}")
 
-    def do_interfaces(self) -> list[dict[str, Any]]:
-        """All interfaces."""
-        return interfaces()
+    do_interfaces = staticmethod(interfaces)
 
     def do_reset(self) -> None:
         """Close all sockets, connections by RST; end commands and services; undo settings."""
@@ -387,12 +372,7 @@ class Session:
             sockets, self._sockets = list(self._sockets.values()), {}
             processes, self._processes = self._processes, []
         for sock in sockets:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            # Not close() alone: a thread that waits in a call of it would keep it open.
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+            abort(sock)
         for process in processes:
             _kill(process)
         for path, value in self._settings.items():
@@ -407,6 +387,15 @@ class Session:
             with contextlib.suppress(OSError):
                 _set_address(name, "0.0.0.0", 0)  # noqa: S104
         self._workers.stop()
+
+
+def abort(sock: socket.socket) -> None:
+    """Close a socket by RST, also under a thread that waits in a call of it."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -429,13 +418,31 @@ def _describe(error: BaseException) -> list[Any]:
     return [kind, None, str(error)]
 
 
+def start_service(
+    name: str, listener: socket.socket, ip: str, opened: Callable[[socket.socket], Any]
+) -> int:
+    """Serve on a fresh socket until it is shut down, and return its port; tells what it opens."""
+    if name not in SERVICES:
+        raise ValueError(f"there is no service {name!r}: it is {', '.join(SERVICES)}")
+    serve_one = {"echo": echo, "discard": discard, "chargen": chargen}[name]
+    listener.bind((ip, 0))
+    listener.listen(128)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = listener.accept()
+                opened(sock)
+                threading.Thread(target=serve_one, args=(sock,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    return int(listener.getsockname()[1])
+
+
 def echo(sock: socket.socket) -> None:
     """Send back what comes, to its end (RFC 862)."""
     with contextlib.suppress(OSError), sock:
-        while True:
-            data = sock.recv(_CHUNK_BYTES)
-            if not data:
-                return
+        for data in iter(lambda: sock.recv(_CHUNK_BYTES), b""):
             sock.sendall(data)
 
 
@@ -476,10 +483,7 @@ def serve(
     session = Session(write, given.allow_run, given.address)
     try:
         session.answer({"ok": session.about()})
-        while True:
-            message = read_message(stream)
-            if message is None:
-                return
+        for message in iter(lambda: read_message(stream), None):
             session.handle(*message)
     finally:
         session.end()

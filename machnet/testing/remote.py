@@ -57,7 +57,7 @@ class Agent:
     Attributes:
         name: For messages.
         about: What it says of its host: ``host``, ``system``, ``python``, ``pid``, ``root``, ``run``
-            (commands are permitted), ``address`` and ``interfaces``.
+            (commands are permitted) and ``address``.
     """
 
     def __init__(
@@ -342,7 +342,16 @@ class Agent:
             OSError: There is no such interface, it has another address, or it takes root.
         """
         self.ask("address", interface, ip, prefix)
-        self.about["interfaces"] = self.ask("interfaces")[0]
+
+    def interfaces(self) -> list[dict[str, Any]]:
+        """The interfaces there: ``name``, ``index``, ``up``, ``mac``, ``mtu``, ``ip``, ``prefix``."""
+        found: list[dict[str, Any]] = self.ask("interfaces")[0]
+        return found
+
+    @property
+    def lost(self) -> str | None:
+        """Why there is nobody to speak with any more; None: there is."""
+        return self._lost
 
     def reset(self) -> None:
         """Close all sockets there, end commands and services, undo settings."""

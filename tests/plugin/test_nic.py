@@ -131,8 +131,16 @@ SKIPPED = [
         "machnet_peer",
         "machnet_peer: it needs a NIC of its own: --machnet-peer-nic=IFACE",
     ),
-    ("machnet_host", "machnet_host", "machnet_host: further hosts can be made beside a TAP only"),
-    ("posix_peer", "posix_peer", "posix_peer: further hosts can be made beside a TAP only"),
+    (
+        "machnet_host",
+        "machnet_host",
+        "machnet_host: further hosts can be made beside a TAP or a veth of its own only",
+    ),
+    (
+        "posix_peer",
+        "posix_peer",
+        "posix_peer: say who is at the other end: --machnet-peer=ssh://HOST, *",
+    ),
 ]
 
 

@@ -245,10 +245,10 @@ def test_an_interface_without_an_address_gets_one_until_the_end():
     with KernelHost("agent") as host:
         fd = host.open_tap("mn0")
         with Agent.local(f"/proc/{host.pid}/ns/net") as remote:
-            assert {entry["name"] for entry in remote.about["interfaces"]} == {"lo", "mn0"}
+            assert {entry["name"] for entry in remote.interfaces()} == {"lo", "mn0"}
             remote.give_address("mn0", "10.0.0.2", 24)
             remote.give_address("mn0", "10.0.0.2", 24)
-            (entry,) = [e for e in remote.about["interfaces"] if e["name"] == "mn0"]
+            (entry,) = [e for e in remote.interfaces() if e["name"] == "mn0"]
             assert (entry["ip"], entry["prefix"], entry["up"]) == ("10.0.0.2", 24, True)
             with pytest.raises(FileExistsError, match=r"mn0 has the address 10.0.0.2/24"):
                 remote.give_address("mn0", "10.0.0.3", 24)
