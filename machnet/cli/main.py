@@ -22,6 +22,7 @@ FC = TypeVar("FC", bound="Callable[..., Any] | click.Command")
 COMMANDS = {
     "capture": ("machnet.cli.capture", "Record what passes the NIC of a sidecar."),
     "check": ("machnet.cli.check", "Check the configuration of a sidecar."),
+    "nic": ("machnet.cli.nic", "NICs: list them, take them from the kernel, give them back."),
     "run": ("machnet.cli.run", "Run the sidecar: it owns the NIC, applications attach to it."),
     "ss": ("machnet.cli.ss", "List the connections of a sidecar."),
     "stat": ("machnet.cli.stat", "Show the counters of a sidecar."),

@@ -249,10 +249,13 @@ class _Reader:
             if _read(path / "class_id").strip("{}") == _VMBUS_NETWORK
         ]
         known = {(device.bus, device.address) for device in found}
-        for (bus, address), paths in self.interfaces.items():
-            if (bus, address) not in known:
-                found += [self._unbound(bus, path) for path in paths]
-        return found
+        others = [
+            self._unbound(bus, path)
+            for (bus, address), paths in self.interfaces.items()
+            if (bus, address) not in known
+            for path in paths
+        ]
+        return found + sorted(others, key=lambda one: (one.state == "virtual", one.name))
 
     def _bound(self, bus: str, path: Path) -> Device:
         """A device of a bus whose drivers can be changed."""
