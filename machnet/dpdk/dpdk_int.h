@@ -124,6 +124,9 @@ static inline struct rte_mbuf *dpdk_mbuf(struct mn_pkt *pkt)
 extern pthread_mutex_t mn_dpdk_lock;
 extern struct mn_dpdk *mn_dpdk_ports;
 bool mn_dpdk_started(void);
+/* A thread, and those that it starts, to which signals are not delivered: they are for the
+ * application's. As pthread_create. */
+int mn_dpdk_thread(pthread_t *thread, void *(*fn)(void *), void *arg);
 /* What a device was plugged in as, NULL: unknown. Under the lock. */
 const char *mn_dpdk_devargs_of(const char *device);
 int mn_dpdk_probe_locked(const char *devargs, uint16_t *ports, uint32_t n,

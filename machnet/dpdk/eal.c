@@ -2,6 +2,7 @@
 /* The process's one EAL, and devices that come and go. */
 #include "dpdk_int.h"
 
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,10 +68,26 @@ static void *start_thread(void *arg)
     return NULL;
 }
 
+int mn_dpdk_thread(pthread_t *thread, void *(*fn)(void *), void *arg)
+{
+    const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL};
+    sigset_t all, old;
+    int rc;
+
+    sigfillset(&all);
+    for (size_t i = 0; i < MN_ARRAY_LEN(faults); i++) {
+        sigdelset(&all, faults[i]);
+    }
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = pthread_create(thread, NULL, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return rc;
+}
+
 static int run_start(struct start *s)
 {
     pthread_t thread;
-    int rc = pthread_create(&thread, NULL, start_thread, s);
+    int rc = mn_dpdk_thread(&thread, start_thread, s);
 
     if (rc != 0) {
         return -rc;

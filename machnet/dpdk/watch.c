@@ -282,7 +282,7 @@ int mn_dpdk_watch_start(void)
     (void)pthread_cond_init(&watch.cond, &attr);
     (void)pthread_condattr_destroy(&attr);
     watch.stop = false;
-    rc = pthread_create(&watch.thread, NULL, watch_thread, NULL);
+    rc = mn_dpdk_thread(&watch.thread, watch_thread, NULL);
     if (rc != 0) {
         return -rc;
     }
