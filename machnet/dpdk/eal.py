@@ -252,7 +252,8 @@ def arguments(wanted: EalSettings, *, huge: bool) -> list[str]:
     if wanted.file_prefix is not None:
         args += ["--file-prefix", wanted.file_prefix]
     else:
-        args += ["--in-memory"]
+        # EAL does not let --in-memory and --no-huge stand together; both keep no files.
+        args += ["--in-memory" if huge else "--no-shconf"]
     if not huge:
         args += ["--no-huge"]
     memory_mb = wanted.memory_mb
