@@ -116,13 +116,8 @@ int mn_mnp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uin
     t->nbr = nbr;
     t->user = user;
     conn_init(e, t);
-    mn_tcp_set_state(e, t, MN_TCP_SYN_SENT);
     e->stats.mnp_active_opens++;
-    mn_tcp_timer_set(e, t, &t->wait_at,
-                     e->now_ns +
-                         (timeout_ms != 0 ? timeout_ms : e->cfg.syn_timeout_ms) * MN_NS_PER_MS);
-    t->flags |= MN_TF_RTX_ONE;
-    mn_tcp_mark_dirty(e, t);
+    mn_tcp_start_syn(e, t, timeout_ms);
     *out = t;
     return 0;
 }

@@ -272,14 +272,6 @@ void mn_mnp_space(struct mn_engine *e, struct mn_tcb *t)
     }
 }
 
-static void soft_error(struct mn_engine *e, struct mn_tcb *t, int err)
-{
-    e->stats.icmp_errors++;
-    if (t->user != NULL) {
-        t->user->event(e, t, MN_TCP_EV_SOFT, err);
-    }
-}
-
 void mn_mnp_icmp_error(struct mn_engine *e, const struct mn_icmp *icmp,
                        const struct mn_icmp_quote *q)
 {
@@ -287,30 +279,9 @@ void mn_mnp_icmp_error(struct mn_engine *e, const struct mn_icmp *icmp,
 
     if (t == NULL || t->state == MN_TCP_TIME_WAIT) {
         e->stats.drop_icmp_quote++;
-        return;
-    }
-    if (icmp->type != MN_ICMP_UNREACHABLE) {
-        soft_error(e, t, icmp->type == MN_ICMP_TIME_EXCEEDED ? EHOSTUNREACH : EPROTO);
-        return;
-    }
-    switch (icmp->code) {
-    case MN_ICMP_FRAG_NEEDED:
-        soft_error(e, t, EMSGSIZE);
-        return;
-    case MN_ICMP_PROTO_UNREACHABLE:
-    case MN_ICMP_PORT_UNREACHABLE:
-        if (t->state == MN_TCP_SYN_SENT) {
-            e->stats.icmp_errors++;
-            mn_tcp_drop(e, t, ECONNREFUSED);
-        } else {
-            soft_error(e, t, ECONNREFUSED);
-        }
-        return;
-    case MN_ICMP_NET_UNREACHABLE:
-        soft_error(e, t, ENETUNREACH);
-        return;
-    default:
-        soft_error(e, t, EHOSTUNREACH);
-        return;
+    } else if (icmp->type == MN_ICMP_UNREACHABLE && icmp->code == MN_ICMP_FRAG_NEEDED) {
+        mn_tcp_soft_error(e, t, EMSGSIZE);
+    } else {
+        mn_tcp_icmp_verdict(e, t, icmp);
     }
 }

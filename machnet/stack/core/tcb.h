@@ -225,6 +225,8 @@ int mn_tcp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uin
  * 0 or an errno as above. */
 int mn_tcp_endpoints(struct mn_engine *e, uint8_t l4, uint32_t *laddr, uint16_t *lport,
                      uint32_t raddr, uint16_t rport, uint32_t *nbr);
+/* The first SYN of either transport goes out; timeout_ms 0: syn_timeout_ms. */
+void mn_tcp_start_syn(struct mn_engine *e, struct mn_tcb *t, uint32_t timeout_ms);
 void mn_tcp_queued(struct mn_engine *e, struct mn_tcb *t,
                    uint32_t bytes);                          /* the user has more bytes to send */
 void mn_tcp_urgent(struct mn_engine *e, struct mn_tcb *t);   /* urgent data end at snd_end */
@@ -258,6 +260,9 @@ void mn_tcp_apply_syn_options(struct mn_engine *e, struct mn_tcb *t, const struc
 /* The next hop of a frame of ours does not answer. */
 void mn_tcp_unreachable(struct mn_engine *e, uint8_t l4, uint32_t laddr, uint16_t lport,
                         uint32_t raddr, uint16_t rport);
+/* What an ICMP error that is not about sizes means for a connection of either transport. */
+void mn_tcp_icmp_verdict(struct mn_engine *e, struct mn_tcb *t, const struct mn_icmp *icmp);
+void mn_tcp_soft_error(struct mn_engine *e, struct mn_tcb *t, int err);
 void mn_tcp_icmp_error(struct mn_engine *e, const struct mn_icmp *icmp,
                        const struct mn_icmp_quote *q);
 

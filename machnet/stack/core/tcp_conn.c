@@ -328,6 +328,16 @@ int mn_tcp_endpoints(struct mn_engine *e, uint8_t l4, uint32_t *laddr, uint16_t 
     return *laddr == raddr && *lport == rport ? -EADDRNOTAVAIL : 0;
 }
 
+void mn_tcp_start_syn(struct mn_engine *e, struct mn_tcb *t, uint32_t timeout_ms)
+{
+    uint64_t wait_ms = timeout_ms != 0 ? timeout_ms : e->cfg.syn_timeout_ms;
+
+    mn_tcp_set_state(e, t, MN_TCP_SYN_SENT);
+    mn_tcp_timer_set(e, t, &t->wait_at, e->now_ns + wait_ms * MN_NS_PER_MS);
+    t->flags |= MN_TF_RTX_ONE;
+    mn_tcp_mark_dirty(e, t);
+}
+
 int mn_tcp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uint16_t lport,
                    uint32_t raddr, uint16_t rport, const struct mn_tcp_user *user,
                    uint32_t timeout_ms)
@@ -349,13 +359,8 @@ int mn_tcp_connect(struct mn_engine *e, struct mn_tcb **out, uint32_t laddr, uin
     t->nbr = nbr;
     t->user = user;
     conn_init(e, t);
-    mn_tcp_set_state(e, t, MN_TCP_SYN_SENT);
     e->stats.tcp_active_opens++;
-    mn_tcp_timer_set(e, t, &t->wait_at,
-                     e->now_ns +
-                         (timeout_ms != 0 ? timeout_ms : e->cfg.syn_timeout_ms) * MN_NS_PER_MS);
-    t->flags |= MN_TF_RTX_ONE;
-    mn_tcp_mark_dirty(e, t);
+    mn_tcp_start_syn(e, t, timeout_ms);
     *out = t;
     return 0;
 }

@@ -261,11 +261,37 @@ static void frag_needed(struct mn_engine *e, struct mn_tcb *t, const struct mn_i
     }
 }
 
-static void soft_error(struct mn_engine *e, struct mn_tcb *t, int err)
+void mn_tcp_soft_error(struct mn_engine *e, struct mn_tcb *t, int err)
 {
     e->stats.icmp_errors++;
     if (t->user != NULL) {
         t->user->event(e, t, MN_TCP_EV_SOFT, err);
+    }
+}
+
+void mn_tcp_icmp_verdict(struct mn_engine *e, struct mn_tcb *t, const struct mn_icmp *icmp)
+{
+    if (icmp->type != MN_ICMP_UNREACHABLE) {
+        mn_tcp_soft_error(e, t, icmp->type == MN_ICMP_TIME_EXCEEDED ? EHOSTUNREACH : EPROTO);
+        return;
+    }
+    switch (icmp->code) {
+    case MN_ICMP_PROTO_UNREACHABLE:
+    case MN_ICMP_PORT_UNREACHABLE:
+        /* Hard, but only a connection that is not yet there believes it (RFC 5927 5.2). */
+        if (t->state == MN_TCP_SYN_SENT) {
+            e->stats.icmp_errors++;
+            mn_tcp_drop(e, t, ECONNREFUSED);
+        } else {
+            mn_tcp_soft_error(e, t, ECONNREFUSED);
+        }
+        return;
+    case MN_ICMP_NET_UNREACHABLE:
+        mn_tcp_soft_error(e, t, ENETUNREACH);
+        return;
+    default:
+        mn_tcp_soft_error(e, t, EHOSTUNREACH);
+        return;
     }
 }
 
@@ -276,32 +302,10 @@ void mn_tcp_icmp_error(struct mn_engine *e, const struct mn_icmp *icmp,
 
     if (t == NULL) {
         e->stats.drop_icmp_quote++;
-        return;
-    }
-    if (icmp->type != MN_ICMP_UNREACHABLE) {
-        soft_error(e, t, icmp->type == MN_ICMP_TIME_EXCEEDED ? EHOSTUNREACH : EPROTO);
-        return;
-    }
-    switch (icmp->code) {
-    case MN_ICMP_FRAG_NEEDED:
+    } else if (icmp->type == MN_ICMP_UNREACHABLE && icmp->code == MN_ICMP_FRAG_NEEDED) {
         frag_needed(e, t, icmp);
-        return;
-    case MN_ICMP_PROTO_UNREACHABLE:
-    case MN_ICMP_PORT_UNREACHABLE:
-        /* Hard, but only a connection that is not yet there believes it (RFC 5927 5.2). */
-        if (t->state == MN_TCP_SYN_SENT) {
-            e->stats.icmp_errors++;
-            mn_tcp_drop(e, t, ECONNREFUSED);
-        } else {
-            soft_error(e, t, ECONNREFUSED);
-        }
-        return;
-    case MN_ICMP_NET_UNREACHABLE:
-        soft_error(e, t, ENETUNREACH);
-        return;
-    default:
-        soft_error(e, t, EHOSTUNREACH);
-        return;
+    } else {
+        mn_tcp_icmp_verdict(e, t, icmp);
     }
 }
 
