@@ -153,6 +153,55 @@ def _truth(name: str, value: str, ctx: click.Context) -> bool:
     raise click.UsageError(message, ctx)
 
 
+def stacked(options: Sequence[Callable[[_F], _F]]) -> Callable[[_F], _F]:
+    """Return a decorator that adds options in this order."""
+
+    def decorate(command: _F) -> _F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def run_options(*, spin_us: int) -> Callable[[_F], _F]:
+    """Return a decorator that adds what all commands with a run have: its end, polling, and JSON.
+
+    Args:
+        spin_us: The default of ``--spin_us``.
+    """
+    return stacked(
+        [
+            click.option(
+                "--duration",
+                type=Seconds(),
+                help="Stop after this many seconds.  [default: run until Ctrl-C]",
+            ),
+            click.option(
+                "--poll",
+                type=click.Choice(["busy", "adaptive"]),
+                default="adaptive",
+                show_default=True,
+                help="Spin for ever, or spin for --spin_us and then sleep.",
+            ),
+            click.option(
+                "--spin_us",
+                type=Integer(0, 1_000_000, "microseconds"),
+                default=spin_us,
+                show_default=True,
+                help="How long --poll=adaptive looks for work before it sleeps.",
+            ),
+            click.option(
+                "--json/--nojson",
+                "as_json",
+                default=False,
+                help="Write one JSON object a line to stdout: one per second and a last one with all "
+                "parameters. What a person would read goes to stderr.",
+            ),
+        ]
+    )
+
+
 def message_options(
     *, msg_size_min: int, local_ip: str | None, own_stack: bool = False
 ) -> Callable[[_F], _F]:
@@ -223,40 +272,9 @@ def message_options(
             default=False,
             help="Check every payload that arrives: byte i is i mod 256 from byte 8 on.",
         ),
-        click.option(
-            "--duration",
-            type=Seconds(),
-            help="Stop after this many seconds.  [default: run until Ctrl-C]",
-        ),
-        click.option(
-            "--poll",
-            type=click.Choice(["busy", "adaptive"]),
-            default="adaptive",
-            show_default=True,
-            help="Spin for ever, or spin for --spin_us and then sleep.",
-        ),
-        click.option(
-            "--spin_us",
-            type=Integer(0, 1_000_000, "microseconds"),
-            default=50,
-            show_default=True,
-            help="How long --poll=adaptive looks for work before it sleeps.",
-        ),
-        click.option(
-            "--json/--nojson",
-            "as_json",
-            default=False,
-            help="Write one JSON object a line to stdout: one per second and a last one with all "
-            "parameters. What a person would read goes to stderr.",
-        ),
     ]
 
-    def decorate(command: _F) -> _F:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
+    return stacked([*options, run_options(spin_us=50)])
 
 
 def parameters_of(settings: dict[str, Any]) -> dict[str, Any]:

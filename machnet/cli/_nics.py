@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from machnet.cli._flags import Integer, Interface, Ipv4
+from machnet.cli._flags import Integer, Interface, Ipv4, Seconds, stacked
 
 if TYPE_CHECKING:
     from machnet.stack.nics import Nic
@@ -18,7 +18,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _TAP_FD = re.compile(r"tap:fd=(\d{1,9})(?=\?|$)")
 #: Drivers that run by the clock and need nothing but their string.
-_LIVE = ("tap", "link")
+_LIVE = ("tap", "link", "dpdk")
 
 
 class NicParam(click.types.StringParamType):
@@ -38,14 +38,17 @@ class NicParam(click.types.StringParamType):
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
         if parsed.scheme not in _LIVE:
-            why = (
-                "not available yet" if parsed.scheme == "dpdk" else "not one that runs by the clock"
-            )
             self.fail(
-                f"{text!r}: the {parsed.scheme} driver is {why}; use tap:NAME or link:PATH.",
+                f"{text!r}: the {parsed.scheme} driver is not one that runs by the clock; use tap:NAME or "
+                "link:PATH.",
                 param,
                 ctx,
             )
+        if parsed.scheme == "dpdk":
+            from machnet.dpdk import available, missing_reason
+
+            if not available():
+                self.fail(f"{text!r}: {missing_reason()}", param, ctx)
         return text
 
 
@@ -63,9 +66,15 @@ def nic_options(*, required: bool) -> Callable[[_F], _F]:
             envvar="MACHNET_NIC",
             show_envvar=True,
             required=required,
-            help="NIC to open: tap:NAME, which is made if it is not there; tap:fd=N, a TAP's "
-            "descriptor that was inherited; link:PATH, a cable to another process. Faults of the "
-            "network behind a '?', as in tap:mn0?loss=1%&latency=2ms (see docs/nics.md).",
+            help="NIC to open: by DPDK eth1, a PCI or MAC address, or a virtual device; tap:NAME, which is "
+            "made if it is not there; tap:fd=N, a TAP's descriptor that was inherited; link:PATH, a cable "
+            "to another process. Faults of the network behind a '?', as in tap:mn0?loss=1%&latency=2ms "
+            "(see docs/nics.md).",
+        ),
+        click.option(
+            "--bind/--nobind",
+            default=False,
+            help="Take the NIC from the kernel for the time of the run, if the kernel has it (DPDK; root).",
         ),
         click.option(
             "--kernel_ip",
@@ -79,17 +88,36 @@ def nic_options(*, required: bool) -> Callable[[_F], _F]:
             help="Largest IP packet, in bytes.  [default: the interface's; 1500 of a link]",
         ),
     ]
+    return stacked(options)
 
-    def decorate(command: _F) -> _F:
-        for option in reversed(options):
-            command = option(command)
-        return command
 
-    return decorate
+def probe_options(command: _F) -> _F:
+    """Add what both commands have that measure on a NIC of their own: the NIC, and this end of it."""
+    options = [
+        nic_options(required=True),
+        click.option(
+            "--ip",
+            type=Interface(),
+            required=True,
+            help="Address of this end, with its prefix length (10.0.0.2/24; 24 without).",
+        ),
+        click.option(
+            "--arp_timeout",
+            type=Seconds(),
+            default=5.0,
+            show_default=True,
+            help="Seconds until the other end (or the gateway) must have answered ARP.",
+        ),
+    ]
+    return stacked(options)(command)
 
 
 def check_nic_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
-    """Refuse ``--kernel_ip`` where it can't be: for what is no TAP by name."""
+    """Refuse ``--bind`` for what is not DPDK's, and ``--kernel_ip`` for what is no TAP by name."""
+    from machnet.sim.nicstr import parse_nic
+
+    if settings["bind"] and parse_nic(settings["nic"]).scheme != "dpdk":
+        raise click.UsageError(f"--bind is for a NIC of DPDK, not for {settings['nic']}.", ctx)
     if not settings["kernel_ip"]:
         return
     if is_descriptor(settings["nic"]):
@@ -99,7 +127,7 @@ def check_nic_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
 
 
 def open_cli_nic(settings: dict[str, Any], *, offload: bool = True) -> Nic:
-    """Open the NIC of ``nic``, ``mtu`` and ``kernel_ip``.
+    """Open the NIC of ``nic``, ``mtu``, ``bind`` and ``kernel_ip``.
 
     Args:
         settings: The command's.
@@ -114,7 +142,7 @@ def open_cli_nic(settings: dict[str, Any], *, offload: bool = True) -> Nic:
 
     spec = parse_nic(settings["nic"])
     if spec.scheme != "tap":
-        return open_nic(settings["nic"], settings["mtu"])
+        return open_nic(settings["nic"], settings["mtu"], bind=settings["bind"])
     options: dict[str, Any] = {"mtu": settings["mtu"], "offload": offload and not spec.faults}
     by_descriptor = _TAP_FD.match(settings["nic"])
     if by_descriptor:

@@ -7,14 +7,18 @@ that signal handlers run and lines are printed on time.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from machnet._native import ffi, lib
 from machnet.cli._report import Outcome, Reporter, Sample
+
+if TYPE_CHECKING:
+    import click
 
 #: How long the hot loop runs before Python looks at its signals, in nanoseconds.
 SLICE_NS = 50_000_000
@@ -26,6 +30,34 @@ _SECOND_NS = 1_000_000_000
 
 class RunError(Exception):
     """A run cannot go on; the message says why."""
+
+
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """While what a run needs is opened: what the system or a setting refuses ends it.
+
+    Raises:
+        RunError: In the place of OSError and ValueError.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise RunError(str(text)) from error
+
+
+def finish(ctx: click.Context, reporter: Reporter, go: Callable[[], int]) -> NoReturn:
+    """Run a command to its end; what can't go on is said, and the process ends with its status."""
+    try:
+        code = go()
+    except RunError as error:
+        reporter.error(str(error))
+        code = 1
+    except KeyboardInterrupt:
+        # Before the run begins or after its summary: in between the run ends by itself, with one.
+        reporter.error("interrupted")
+        code = 1
+    ctx.exit(code)
 
 
 class Endpoint(Protocol):

@@ -28,7 +28,7 @@ def main(*, file: str) -> None:
         raise click.UsageError(f"{file}: {error.strerror}.") from None
     for nic in config.nics:
         engines = f"{nic.engine_threads} engine{'s' if nic.engine_threads > 1 else ''}"
-        print(f"{nic.mac}: {nic.address} on {nic.nic}, {engines}, {nic.poll} polling")
+        print(f"{nic.mac}: {nic.address} on {nic.string}, {engines}, {nic.poll} polling")
     print(f"controller: {socket_path(None, config.controller)}")
 
 

@@ -27,7 +27,7 @@ from machnet.cli._flags import (
 )
 from machnet.cli._nics import check_nic_usage, nic_options, open_cli_nic
 from machnet.cli._report import Reporter, reason_text
-from machnet.cli._run import RunError, run
+from machnet.cli._run import RunError, finish, refusals, run
 from machnet.stack.stack import Stack
 
 TOOL = "msg_gen"
@@ -51,7 +51,7 @@ def _own_channel(settings: dict[str, Any]) -> Iterator[Channel]:
     """
     inline = settings["engine"] == "inline"
     with contextlib.ExitStack() as cleanup:
-        try:
+        with refusals():
             nic = open_cli_nic(settings)
             cleanup.callback(nic.close)
             stack = Stack(
@@ -64,9 +64,6 @@ def _own_channel(settings: dict[str, Any]) -> Iterator[Channel]:
                 cpu=None if inline else settings["engine_cpu"],
                 pcap=settings["pcap"],
             )
-        except (OSError, ValueError) as error:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise RunError(str(text)) from error
         cleanup.callback(stack.close, LINGER_S)
         yield cleanup.enter_context(stack.attach())
 
@@ -167,6 +164,7 @@ _OWN_NIC = {
     "kernel_ip": None,
     "gateway": "",
     "mtu": None,
+    "bind": False,
     "engine": "inline",
     "engine_cpu": None,
     "pcap": None,
@@ -261,16 +259,8 @@ def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
     parameters = {**parameters_of(settings), "json": as_json}
     reporter = Reporter(TOOL, role, parameters, as_json=as_json)
     reporter.status(f"Using {settings['protocol'].upper()} transport")
-    try:
-        code = (_run_client if client else _run_server)(reporter, settings)
-    except RunError as error:
-        reporter.error(str(error))
-        code = 1
-    except KeyboardInterrupt:
-        # Before the run begins or after its summary, while the end waits for the peers.
-        reporter.error("interrupted")
-        code = 1
-    ctx.exit(code)
+    go = _run_client if client else _run_server
+    finish(ctx, reporter, lambda: go(reporter, settings))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from machnet._native import lib
-from machnet.cli._flags import GflagsCommand, Integer, Interface, Ipv4, Seconds, parameters_of
-from machnet.cli._nics import check_nic_usage, nic_options, open_cli_nic
+from machnet.cli._flags import GflagsCommand, Integer, Ipv4, Seconds, parameters_of, run_options
+from machnet.cli._nics import check_nic_usage, open_cli_nic, probe_options
 from machnet.cli._probe import (
     DUPLICATE,
     ERROR,
@@ -23,7 +23,7 @@ from machnet.cli._probe import (
     next_hop,
 )
 from machnet.cli._report import Outcome, Reporter, Sample
-from machnet.cli._run import RunError, run
+from machnet.cli._run import finish, refusals, run
 
 TOOL = "machnet ping"
 #: Answers printed in any one second; the others are only counted.
@@ -116,11 +116,8 @@ class _Reporter(Reporter):
 
 def _ping(reporter: _Reporter, settings: dict[str, Any], target: str) -> int:
     with contextlib.ExitStack() as cleanup:
-        try:
+        with refusals():
             nic = open_cli_nic(settings, offload=False)
-        except (OSError, ValueError) as error:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise RunError(str(text)) from error
         cleanup.callback(nic.close)
         interval_ns = round(settings["interval"] * 1e9)
         probe = Probe(
@@ -158,13 +155,7 @@ def _ping(reporter: _Reporter, settings: dict[str, Any], target: str) -> int:
     cls=GflagsCommand, name="ping", context_settings={"help_option_names": ["-h", "--help"]}
 )
 @click.argument("target", type=Ipv4())
-@nic_options(required=True)
-@click.option(
-    "--ip",
-    type=Interface(),
-    required=True,
-    help="Address of this end, with its prefix length (10.0.0.2/24; 24 without).",
-)
+@probe_options
 @click.option("-c", "--count", type=Integer(1, 2**63 - 1, "packets"), help="Stop after so many.")
 @click.option(
     "-i",
@@ -190,38 +181,8 @@ def _ping(reporter: _Reporter, settings: dict[str, Any], target: str) -> int:
     show_default=True,
     help="Seconds until one that is not answered counts as lost.",
 )
-@click.option(
-    "--arp_timeout",
-    type=Seconds(),
-    default=5.0,
-    show_default=True,
-    help="Seconds until the target (or the gateway) must have answered ARP.",
-)
-@click.option(
-    "--duration", type=Seconds(), help="Stop after this many seconds.  [default: until Ctrl-C]"
-)
 @click.option("-q", "--quiet", is_flag=True, help="No line for each answer.")
-@click.option(
-    "--poll",
-    type=click.Choice(["busy", "adaptive"]),
-    default="adaptive",
-    show_default=True,
-    help="Spin for ever, or spin for --spin_us and then sleep.",
-)
-@click.option(
-    "--spin_us",
-    type=Integer(0, 1_000_000, "microseconds"),
-    default=200,
-    show_default=True,
-    help="How long --poll=adaptive looks for an answer before it sleeps.",
-)
-@click.option(
-    "--json/--nojson",
-    "as_json",
-    default=False,
-    help="Write one JSON object a line to stdout: one per second and a last one with all "
-    "parameters. What a person would read goes to stderr.",
-)
+@run_options(spin_us=200)
 @click.pass_context
 def main(ctx: click.Context, /, *, target: str, as_json: bool, **settings: Any) -> None:
     """Ask TARGET for echoes from a NIC of machnet's own, and print round-trip times.
@@ -242,15 +203,7 @@ def main(ctx: click.Context, /, *, target: str, as_json: bool, **settings: Any) 
         raise click.UsageError("The TARGET is an IPv4 address, such as 10.0.0.1.", ctx)
     parameters = {**parameters_of(settings), "target": target, "json": as_json}
     reporter = _Reporter(target, parameters, as_json=as_json, quiet=settings["quiet"])
-    try:
-        code = _ping(reporter, settings, target)
-    except RunError as error:
-        reporter.error(str(error))
-        code = 1
-    except KeyboardInterrupt:
-        reporter.error("interrupted")
-        code = 1
-    ctx.exit(code)
+    finish(ctx, reporter, lambda: _ping(reporter, settings, target))
 
 
 if __name__ == "__main__":

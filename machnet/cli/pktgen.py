@@ -11,8 +11,8 @@ from typing import Any, TextIO
 import click
 
 from machnet._native import lib
-from machnet.cli._flags import GflagsCommand, Integer, Interface, Ipv4, Seconds, parameters_of
-from machnet.cli._nics import check_nic_usage, nic_options, open_cli_nic
+from machnet.cli._flags import GflagsCommand, Integer, Ipv4, Seconds, parameters_of, run_options
+from machnet.cli._nics import check_nic_usage, open_cli_nic, probe_options
 from machnet.cli._probe import (
     DUPLICATE,
     ERROR,
@@ -26,7 +26,7 @@ from machnet.cli._probe import (
     next_hop,
 )
 from machnet.cli._report import Outcome, Reporter, Sample
-from machnet.cli._run import RunError, run
+from machnet.cli._run import RunError, finish, refusals, run
 
 TOOL = "machnet pktgen"
 #: The port of the echo service (RFC 862), which is what a bouncer is.
@@ -139,14 +139,11 @@ def _announce(settings: dict[str, Any], mode: str, mac: str) -> str:
 def _pktgen(reporter: _Reporter, settings: dict[str, Any], mode: str) -> int:
     with contextlib.ExitStack() as cleanup:
         log = None
-        try:
+        with refusals():
             if settings["rtt_log"]:
                 path = Path(settings["rtt_log"])
                 log = _RttLog(cleanup.enter_context(path.open("w", encoding="ascii")))
             nic = open_cli_nic(settings, offload=False)
-        except (OSError, ValueError) as error:
-            text = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise RunError(str(text)) from error
         cleanup.callback(nic.close)
         probe = Probe(
             nic,
@@ -202,18 +199,12 @@ class _Mac(click.types.StringParamType):
 @click.command(
     cls=GflagsCommand, name="pktgen", context_settings={"help_option_names": ["-h", "--help"]}
 )
-@nic_options(required=True)
+@probe_options
 @click.option(
     "--mode",
     type=click.Choice(["generator", "bouncer", "ping"]),
     help="Send packets; send others' packets back; or send one at a time and measure its way "
     "there and back.  [default: generator with --remote_ip, else bouncer]",
-)
-@click.option(
-    "--ip",
-    type=Interface(),
-    required=True,
-    help="Address of this end, with its prefix length (10.0.0.2/24; 24 without).",
 )
 @click.option("--remote_ip", type=Ipv4(), default="", help="Where the packets go.")
 @click.option("--remote_mac", type=_Mac(), help="Its Ethernet address.  [default: ask by ARP]")
@@ -257,42 +248,12 @@ class _Mac(click.types.StringParamType):
     help="Seconds until a packet that does not come back counts as lost.",
 )
 @click.option(
-    "--arp_timeout",
-    type=Seconds(),
-    default=5.0,
-    show_default=True,
-    help="Seconds until the other end (or the gateway) must have answered ARP.",
-)
-@click.option(
-    "--duration", type=Seconds(), help="Stop after this many seconds.  [default: until Ctrl-C]"
-)
-@click.option(
     "--rtt_log",
     type=click.Path(dir_okay=False),
     help="Write a line for each packet to this file: number, what became of it, round trip in ns.",
 )
 @click.option("--histogram/--nohistogram", default=False, help="Print round trips as a histogram.")
-@click.option(
-    "--poll",
-    type=click.Choice(["busy", "adaptive"]),
-    default="adaptive",
-    show_default=True,
-    help="Spin for ever, or spin for --spin_us and then sleep.",
-)
-@click.option(
-    "--spin_us",
-    type=Integer(0, 1_000_000, "microseconds"),
-    default=200,
-    show_default=True,
-    help="How long --poll=adaptive looks for work before it sleeps.",
-)
-@click.option(
-    "--json/--nojson",
-    "as_json",
-    default=False,
-    help="Write one JSON object a line to stdout: one per second and a last one with all "
-    "parameters. What a person would read goes to stderr.",
-)
+@run_options(spin_us=200)
 @click.pass_context
 def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
     """Send UDP packets from a NIC of machnet's own, send others' packets back, or measure with them.
@@ -314,15 +275,7 @@ def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
     parameters = {**parameters_of(settings), "mode": mode, "json": as_json}
     role = "server" if mode == "bouncer" else "client"
     reporter = _Reporter(role, parameters, as_json=as_json)
-    try:
-        code = _pktgen(reporter, settings, mode)
-    except RunError as error:
-        reporter.error(str(error))
-        code = 1
-    except KeyboardInterrupt:
-        reporter.error("interrupted")
-        code = 1
-    ctx.exit(code)
+    finish(ctx, reporter, lambda: _pktgen(reporter, settings, mode))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ def _wrong(error: ConfigError, where: str | None) -> click.ClickException:
 @click.option("--config", metavar="FILE", help="Configuration; see docs/sidecar.md.")
 @click.option("--mac", metavar="MAC", help="MAC address of the NIC.")
 @click.option("--ip", type=Interface(), help="Address on it, with its length (default 24).")
-@click.option("--nic", metavar="NIC", help="NIC string, such as tap:mn0; default: DPDK, by --mac.")
+@click.option("--nic", metavar="NIC", help="NIC string, such as eth1; default: DPDK, by --mac.")
+@click.option(
+    "--bind", is_flag=True, default=None, help="Take the NIC from the kernel for the run."
+)
 @click.option("--kernel_ip", metavar="ADDRESS/LENGTH", help="For the kernel's end of a TAP.")
 @click.option("--gateway", type=Ipv4(), help="Router to other networks.")
 @click.option("--mtu", type=Integer(256, 65535, "bytes"), help="Largest IP packet, bytes.")
@@ -88,12 +91,12 @@ def main(
 ) -> None:
     """Run the sidecar: it owns the NIC, and applications attach to it.
 
-    What it serves comes from a file (--config) or from --ip with --nic or --mac. SIGTERM and SIGINT
-    let it send what applications have published, then it ends; a second one ends it at once. SIGHUP
-    reads --config again and applies allow list, quotas and log level.
+    What it serves comes from a file (--config) or from --ip with --nic or --mac. A NIC by its
+    interface, PCI or MAC address is DPDK's; machnet nic list has what there is. With --bind one that the
+    kernel has is taken from it and given back at the end, also after a crash.
 
-    --isolate prints a line for each thing that matters for latency, with what to do about those that
-    are missing, on standard output (--log_format=json: as one object); docs/sidecar.md has them all.
+    SIGTERM and SIGINT let it send what applications have published, then it ends; a second one ends it at
+    once. SIGHUP reads --config again and applies allow list, quotas and log level.
 
     Exit status: 0 after SIGTERM or SIGINT; 1 when it can't start, and when --isolate=check found
     something missing; 2 when the command line or the

@@ -19,7 +19,7 @@ from machnet._native import ffi
 from machnet.cli._endpoint import NativeClient, NativeServer, fill_config
 from machnet.cli._flags import GflagsCommand, Seconds, message_options, parameters_of
 from machnet.cli._report import Reporter, reason_text
-from machnet.cli._run import RunError, run
+from machnet.cli._run import RunError, finish, run
 
 TOOL = "tcp_msg_gen"
 #: Connections that wait to be accepted; the kernel's net.core.somaxconn may lower it.
@@ -153,16 +153,8 @@ def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
     role = "client" if client else "server"
     parameters = {**parameters_of(settings), "json": as_json}
     reporter = Reporter(TOOL, role, parameters, as_json=as_json)
-    try:
-        code = (_run_client if client else _run_server)(reporter, settings)
-    except RunError as error:
-        reporter.error(str(error))
-        code = 1
-    except KeyboardInterrupt:
-        # Only until the connection stands: from then on the run ends by itself, with a summary.
-        reporter.error("interrupted")
-        code = 1
-    ctx.exit(code)
+    go = _run_client if client else _run_server
+    finish(ctx, reporter, lambda: go(reporter, settings))
 
 
 if __name__ == "__main__":

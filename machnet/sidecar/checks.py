@@ -23,11 +23,6 @@ __all__ = [
 
 _T = TypeVar("_T")
 
-NO_DPDK = (
-    "the DPDK driver is not part of this version: give the entry a NIC string, "
-    'such as "nic": "tap:mn0" (--nic tap:mn0)'
-)
-
 
 def check_nics(nics: tuple[NicConfig, ...]) -> list[str]:
     """What is wrong with the NICs, by themselves and beside each other."""
@@ -37,7 +32,7 @@ def check_nics(nics: tuple[NicConfig, ...]) -> list[str]:
         place = f"machnet_config.{nic.mac}: " if nic.mac else f"{nic.nic}: " if nic.nic else ""
         problems += [f"{place}{text}" for text in _check_nic(nic)]
     problems += _twice(nics, "ip", lambda nic: nic.ip.partition("/")[0])
-    problems += _twice(nics, "nic", lambda nic: nic.nic.partition("?")[0] or None)
+    problems += _twice(nics, "nic", lambda nic: nic.string.partition("?")[0] or None)
     problems += _twice(nics, "MAC address", lambda nic: nic.mac)
     return problems
 
@@ -96,27 +91,30 @@ def _check_addresses(nic: NicConfig) -> Iterator[str]:
 
 
 def _check_driver(nic: NicConfig) -> Iterator[str]:
+    from machnet.dpdk import available, missing_reason
     from machnet.sim.faulty import check_faults
     from machnet.sim.nicstr import parse_nic
     from machnet.stack.names import parse_interface
 
-    if not nic.nic:
-        yield NO_DPDK
+    if not nic.string:
+        yield "it is not said which NIC: --mac MAC or --nic NIC, such as --nic tap:mn0"
         return
     try:
-        spec = parse_nic(nic.nic)
+        spec = parse_nic(nic.string)
         check_faults(spec)
     except ValueError as error:
         yield f"nic: {error}"
         return
-    if spec.scheme == "dpdk":
-        yield f"nic: {nic.nic!r}: {NO_DPDK}"
+    if spec.scheme == "dpdk" and not available():
+        yield f"nic: {nic.string!r}: {missing_reason()}"
     elif spec.scheme in {"wire", "pcap"}:
         yield f"nic: {nic.nic!r} is not one that runs by the clock; use tap:NAME"
+    elif nic.bind and spec.scheme != "dpdk":
+        yield f"bind: only a NIC of DPDK can be bound, not {nic.nic}"
     elif nic.kernel_ip is not None and _host(nic.kernel_ip) == _host(nic.ip):
         yield f"kernel_ip: {_host(nic.ip)} is the address of the engines; the kernel wants another"
     elif nic.kernel_ip is not None and spec.scheme != "tap":
-        yield f"kernel_ip: only a TAP device has an end in the kernel, not {nic.nic}"
+        yield f"kernel_ip: only a TAP device has an end in the kernel, not {nic.string}"
     elif nic.kernel_ip is not None:
         try:
             parse_interface(nic.kernel_ip, "kernel_ip")

@@ -75,6 +75,7 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         mac: Its address, the key of the entry; None: the driver's choice (``machnet run --nic``).
         nic: NIC string; empty: the DPDK port with this MAC address.
         kernel_ip: Given to the kernel's end of a TAP device.
+        bind: Take the NIC from the kernel for the run, if it is DPDK's to be and the kernel has it.
     """
 
     # fmt: off
@@ -83,6 +84,7 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     prefix: Annotated[int, Meta(ge=1, le=32)] | None = None
     gateway: Annotated[str, Meta(description="an IPv4 address in the network of ip")] | None = None
     mtu: Annotated[int, Meta(ge=256, le=65535, description="bytes")] | None = None
+    bind: bool = False
     nic: Annotated[str, Meta(description="a NIC string, such as tap:mn0")] = ""
     kernel_ip: Annotated[str, Meta(description="an address with its length, such as 10.0.0.1/24")] | None = None
     engine_threads: Annotated[int, Meta(ge=1, le=ENGINES_MAX)] = 1
@@ -96,6 +98,11 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def label(self) -> str:
         """A short name: the NIC string, or the MAC address."""
         return self.nic or str(self.mac)
+
+    @property
+    def string(self) -> str:
+        """The NIC string; "": neither that nor a MAC address is given."""
+        return self.nic or (f"dpdk:{self.mac}" if self.mac else "")
 
     @property
     def address(self) -> str:

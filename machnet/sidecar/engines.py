@@ -219,12 +219,19 @@ class Port:
 
 
 def _open(config: NicConfig) -> Nic:
+    from machnet.dpdk import open_port
     from machnet.sim.nicstr import parse_nic
 
-    spec = parse_nic(config.nic)
+    spec = parse_nic(config.string)
+    options: dict[str, Any] = {"mtu": config.mtu, "mac": config.mac, "offload": not spec.faults}
+    if spec.scheme == "dpdk":
+        queues = 1 if spec.faults else config.engine_threads
+        if not config.nic:
+            del options["mac"]  # it has it: that is how it is found
+        port = open_port(spec.rest, queues=queues, bind=config.bind, **options)
+        return with_faults(port, spec)
     if spec.scheme != "tap":
         return open_nic(config.nic, config.mtu, queues=config.engine_threads)
-    options: dict[str, Any] = {"mtu": config.mtu, "mac": config.mac, "offload": not spec.faults}
     inherited = _TAP_FD.match(config.nic)
     if inherited:
         first, *more = (int(fd) for fd in inherited[1].split(","))

@@ -114,8 +114,8 @@ def test_every_addition_arrives() -> None:
         ({"mtu": 12}, ".mtu: 12 is not a whole number from 256 to 65535 (bytes)"),
         ({"nic": "tap:a b"}, "nic: NIC 'tap:a b': it has blanks"),
         ({"nic": "wire:x"}, "is not one that runs by the clock"),
-        ({"nic": "eth1"}, "the DPDK driver is not part of this version"),
-        ({"nic": ""}, "the DPDK driver is not part of this version"),
+        ({"bind": True}, "bind: only a NIC of DPDK can be bound, not tap:mn0"),
+        ({"bind": 1}, ".bind: 1 is not true or false"),
         ({"nic": "tap:mn0?los=1%"}, "did you mean"),
         ({"nic": "link:/tmp/x", "kernel_ip": "10.0.0.1/24"}, "only a TAP device has an end in the kernel"),
         ({"kernel_ip": "10.0.0.2/24"}, "kernel_ip: 10.0.0.2 is the address of the engines"),
@@ -133,6 +133,17 @@ def test_every_addition_arrives() -> None:
 )  # fmt: skip
 def test_what_is_wrong_with_a_nic_is_named(entry: dict[str, Any], said: str) -> None:
     assert said in problem(entry)
+
+
+def test_a_nic_of_dpdk_wants_dpdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("machnet.dpdk.available", lambda: True, raising=False)
+    named = parse_config(text({"nic": "eth1", "bind": True})).nics[0]
+    assert (named.string, named.bind) == ("eth1", True)
+    assert parse_config(text({"nic": ""})).nics[0].string == f"dpdk:{MAC}"
+    monkeypatch.setattr("machnet.dpdk.available", lambda: False, raising=False)
+    monkeypatch.setattr("machnet.dpdk.missing_reason", lambda: "install it", raising=False)
+    assert "nic: 'eth1': install it" in problem({"nic": "eth1"})
+    assert f"nic: 'dpdk:{MAC}': install it" in problem({"nic": ""})
 
 
 @pytest.mark.parametrize(
@@ -303,8 +314,12 @@ def test_check_of_no_file_is_a_usage_error(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         ([], "--ip is missing"),
-        (["--ip=10.0.0.2"], "the DPDK driver is not part of this version"),
-        (["--ip=10.0.0.2", f"--mac={MAC}"], "--nic tap:mn0"),
+        (["--ip=10.0.0.2"], "it is not said which NIC: --mac MAC or --nic NIC"),
+        (
+            ["--ip=10.0.0.2", "--nic=tap:mn0", "--bind"],
+            "only a NIC of DPDK can be bound, not tap:mn0",
+        ),
+        (["--config=/dev/null", "--bind"], "--bind is in the file that --config names, not beside"),
         (["--ip=10.0.0.2", "--mac=x"], "--mac: 'x' is no MAC address"),
         (["--ip=x"], "is not an IPv4 address"),
         (["--ip=10.0.0.2", "--nic=tap:mn0", "--cpu_mask=x"], "'x' is not a mask of CPUs"),

@@ -17,6 +17,7 @@ from machnet.cli.main import main as machnet
 from machnet.cli.nic import main
 from machnet.dpdk.bind import Machine
 from machnet.dpdk.records import Former, load_all, new_owner
+from machnet.stack.nics import open_nic
 
 NIC = "0000:00:05.0"
 OTHER = "0000:00:06.0"
@@ -214,6 +215,35 @@ def test_it_is_a_command_of_machnet() -> None:
         result = runner.invoke(machnet, ["nic", command, "--help"])
         assert result.exit_code == 0
         assert "Exit status: 0" in result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["machnet.cli.ping", "--ip=10.0.0.2", "10.0.0.1"],
+        ["machnet.cli.pktgen", "--ip=10.0.0.2"],
+        ["machnet.cli.msg_gen", "--local_ip=10.0.0.2"],
+    ],
+)
+def test_only_a_nic_of_dpdk_is_bound_for_a_run(command: list[str]) -> None:
+    """The commands that open a NIC themselves; the sidecar's are in tests/sidecar/test_config.py."""
+    command = [sys.executable, "-m", *command, "--nic=tap:mn0", "--bind"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--bind is for a NIC of DPDK, not for tap:mn0." in done.stderr
+
+
+def test_a_nic_of_the_sidecar_s_is_not_bound() -> None:
+    command = [sys.executable, "-m", "machnet.cli.msg_gen", "--local_ip=10.0.0.2", "--bind"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "--bind is for a NIC of msg_gen's own (--nic)" in done.stderr
+
+
+@pytest.mark.parametrize("nic", ["tap:mn0", "link:/tmp/x", "wire:x", "pcap:x"])
+def test_open_nic_binds_nothing_but_dpdk(nic: str) -> None:
+    with pytest.raises(ValueError, match="only a NIC of DPDK can be bound, not a "):
+        open_nic(nic, bind=True)
 
 
 def test_this_machine_is_listed() -> None:
