@@ -255,6 +255,7 @@ def test_duration_and_the_parameters_in_json(lab):
         "spin_us": 50,
         "protocol": "tcp",
         "nic": f"tap:fd={lab.fd}",
+        "bind": False,
         "kernel_ip": None,
         "gateway": "10.0.0.1",
         "mtu_bytes": None,
