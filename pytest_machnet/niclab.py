@@ -112,6 +112,7 @@ class NicLab(Lab):
         self._failed = False
         self._late_packets: list[str] = []
         self._taps = 0
+        self._peers: list[peers.NamespacePeer | peers.AgentPeer] = []
         self._interface = ""
         self._clock = RealClock(self)
         nic = case.settings["nic"] if not case.settings.simulated else None
@@ -379,6 +380,7 @@ class NicLab(Lab):
         kernel.add_address(interface, ip)
         made = peers.NamespacePeer(kernel, str(ipaddress.IPv4Interface(ip).ip), interface)
         self._exits.callback(made.close)
+        self._peers.append(made)
         return made
 
     def _agent_peer(self, where: Where | str | None, iface: str | None) -> PosixPeer:
@@ -397,6 +399,7 @@ class NicLab(Lab):
         self._addresses.add(ip)
         made = peers.AgentPeer(agent, ip, interface, self.missing)
         self._exits.callback(made.close)
+        self._peers.append(made)
         return made
 
     def make_net(self) -> Any:
@@ -486,6 +489,8 @@ class NicLab(Lab):
 
     def check_leaks(self) -> None:
         """Close the channels, wait until what they sent has arrived, and see that all is back."""
+        for posix in self._peers:
+            posix.close()  # of what the test left open there, nobody would see the end
         for channel in self._channels:
             channel.close()
         for host in self._hosts:

@@ -179,8 +179,8 @@ class NamespacePeer:
         """End the services."""
         from machnet.testing import agent
 
-        for sock in self._opened:
-            agent.abort(sock)
+        while self._opened:
+            agent.abort(self._opened.pop())
 
     def __repr__(self) -> str:
         return f"<PosixPeer {self.ip} on {self.host!r}>"

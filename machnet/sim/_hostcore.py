@@ -276,6 +276,8 @@ class HostCore:
         answer = marshal.loads(data)  # noqa: S302 (from our own holder)
         if answer[0] == "error":
             raise failure(self, answer[1], answer[2])
+        if request is not None and fds and control.recv(len(_nsinit.DONE)) != _nsinit.DONE:
+            raise ConnectionResetError
         return answer[1], fds
 
     def _request(self, operation: str, *args: Any, fds: int = 0) -> tuple[Any, list[int]]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 TAG = "machnet-kernel-host"
 MESSAGE_BYTES_MAX = 65536
+#: What the holder says when it has closed its copies of the descriptors that it passed on.
+DONE = b"done"
 KILL_DEADLINE_S = 5.0
 
 CLONE_NEWUSER = 0x10000000
@@ -293,6 +295,9 @@ def _serve_one(control: socket.socket) -> bool:
     finally:
         for fd in fds:
             os.close(fd)
+    if fds:
+        # Only now are they the owner's alone: a listener that it closes must be closed.
+        control.send(DONE)
     return True
 
 
