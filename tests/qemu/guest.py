@@ -208,7 +208,7 @@ class Guest:
         iommu = ["-device", "intel-iommu,intremap=on"] if machine.iommu else []
         shared = f"local,path={self.folder},mount_tag=share,security_model=none,multidevs=remap"
         return [
-            *("-accel", "tcg,thread=multi,tb-size=256", "-machine", "q35,kernel-irqchip=split"),
+            *("-accel", "tcg,thread=multi,tb-size=512", "-machine", "q35,kernel-irqchip=split"),
             *("-cpu", "max", "-smp", str(machine.cpus), "-m", str(machine.memory_mb)),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-vga", "none"),
             *("-chardev", f"file,id=console,path={self.console}", "-serial", "chardev:console"),

@@ -57,7 +57,7 @@ def refused_until_bound(lab: Lab) -> str:
     row = row_of_nic(lab)
     need(row["state"] == "kernel", f"not the kernel's at first: {row}")
     said = lab.run(
-        "machnet", "ping", f"--nic={NIC}", f"--local_ip={GUEST_IP}", KERNEL_IP, status=None
+        "python", "-c", f"import machnet; machnet.Stack('{NIC}', '{GUEST_IP}')", status=None
     )
     need(f"machnet nic bind {NIC}" in said, f"the refusal names no command:\n{said}")
     bind(lab)
