@@ -7,7 +7,6 @@ before, and without, the environment layer.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import errno
@@ -35,6 +34,7 @@ _VDEV = re.compile(r"(?:(?:net|eth)_[a-z][a-z0-9_]*|virtio_user[0-9]*)")
 _PCI_NETWORK = "0x02"
 _VMBUS_NETWORK = "f8615163-df3e-46c5-913f-f2d2f965ed0e"
 _ETHERNET = "1"
+_SIOCGIFMTU, _SIOCGIFHWADDR = 0x8921, 0x8927
 _HARMLESS = frozenset({"", "pci-stub", "pcieport"})
 #: Vendors by their PCI number, for people.
 _VENDORS = {
@@ -309,16 +309,41 @@ def inventory(sysfs: str = SYSFS, run: str = RUN) -> list[Device]:
         run: Where NICs that are bound are remembered.
     """
     found = _Reader(sysfs, run).devices()
-    if sysfs == SYSFS:
-        # A sysfs shows the network namespace in which it was mounted, which may not be ours.
-        seen = {name for device in found for name in device.interfaces}
-        with contextlib.suppress(OSError):
-            found += [
-                Device("", "virtual", interfaces=(name,), macs=("",), state="virtual")
-                for _, name in socket.if_nameindex()
-                if name not in seen
-            ]
-    return found
+    if sysfs != SYSFS:
+        return found
+    # A sysfs shows the network namespace in which it was mounted, which may not be ours: of interfaces
+    # that are nothing but names there, ours are right.
+    try:
+        ours = [name for _, name in socket.if_nameindex()]
+    except OSError:
+        return found
+    real = [device for device in found if device.state != "virtual"]
+    known = {name for device in real for name in device.interfaces}
+    return real + [
+        Device("", "virtual", interfaces=(name,), macs=(_hardware(name)[1],), state="virtual")
+        for name in sorted(ours)
+        if name not in known
+    ]
+
+
+def _ask(name: str, request: int) -> bytes:
+    """What the kernel answers about an interface of this namespace; b"": nothing."""
+    import fcntl
+
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            given = struct.pack("16s24x", os.fsencode(name))
+            return fcntl.ioctl(sock, request, given)[16:]
+    except OSError:
+        return b""
+
+
+def _hardware(name: str) -> tuple[str, str]:
+    """Type and MAC address; "": unknown."""
+    said = _ask(name, _SIOCGIFHWADDR)
+    if not said:
+        return "", ""
+    return str(struct.unpack_from("H", said)[0]), said[2:8].hex(":")
 
 
 # ---- names ---------------------------------------------------------------------------------------
@@ -484,7 +509,7 @@ def _virtual_device(
         raise ValueError(f"{name}: iface=NAME is missing, the interface that it goes through")
     if not any(interface in device.interfaces for device in devices):
         raise _unknown(interface, devices)
-    kind = _read(Path(sysfs) / f"class/net/{interface}/type") or _ETHERNET
+    kind = _type(interface, sysfs) or _ETHERNET
     if kind != _ETHERNET:
         raise OSError(
             errno.EPROTONOSUPPORT, f"{interface} carries no Ethernet frames (type {kind})"
@@ -514,12 +539,14 @@ def _ring_sizes(interface: str, mtu: int) -> dict[str, str]:
 
 def _mtu(interface: str, sysfs: str) -> int:
     """Bytes; 0: nobody says."""
-    text = _read(Path(sysfs) / f"class/net/{interface}/mtu")
-    if text or sysfs != SYSFS:
-        return _number(text) or 0
-    request = struct.pack("16s16x", os.fsencode(interface))
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        import fcntl
+    if sysfs == SYSFS:
+        said = _ask(interface, _SIOCGIFMTU)
+        return int(struct.unpack_from("i", said)[0]) if said else 0
+    return _number(_read(Path(sysfs) / f"class/net/{interface}/mtu")) or 0
 
-        return int(struct.unpack("16xi12x", fcntl.ioctl(sock, 0x8921, request))[0])  # SIOCGIFMTU
-    return 0
+
+def _type(interface: str, sysfs: str) -> str:
+    """The kernel's number of what it carries; "": nobody says."""
+    if sysfs == SYSFS:
+        return _hardware(interface)[0]
+    return _read(Path(sysfs) / f"class/net/{interface}/type")

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +90,38 @@ def test_a_virtio_nic_is_its_pci_function(tree: FakeSysfs) -> None:
 
 
 def test_this_machine_can_be_looked_at() -> None:
-    names = [name for device in inventory() for name in device.interfaces]
-    assert "lo" in names
+    found = {device.name: device for device in inventory()}
+    names = [name for device in found.values() for name in device.interfaces]
     assert len(names) == len(set(names))
+    assert (found["lo"].state, found["lo"].mac) == ("virtual", "00:00:00:00:00:00")
+    with pytest.raises(OSError, match=r"lo carries no Ethernet frames \(type 772\)"):
+        resolve("lo")
+
+
+OURS = """
+from pyroute2 import IPRoute
+from machnet.dpdk.devices import inventory, resolve
+mac = "02:00:00:00:00:77"
+IPRoute().link("add", ifname="mine0", kind="veth", mtu=9000, address=mac, peer={"ifname": "mine1"})
+virtual = [device.name for device in inventory() if device.state == "virtual"]
+assert virtual == ["lo", "mine0", "mine1"], virtual
+assert resolve("mine0") == resolve(mac)
+print(resolve("mine0").devargs)
+"""
+
+
+def test_interfaces_are_those_of_our_network_namespace() -> None:
+    """Which sysfs does not show: it is that of another one."""
+    wrapper = ["unshare", "-n" if os.geteuid() == 0 else "-Urn"]
+    probe = subprocess.run([*wrapper, "true"], check=False, capture_output=True, text=True)
+    if probe.returncode != 0:
+        pytest.skip(f"no network namespace can be made here: {probe.stderr.strip()}")
+    done = subprocess.run(
+        [*wrapper, sys.executable, "-c", OURS], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    sizes = "blocksz=36864,framesz=9216,framecnt=512"
+    assert done.stdout == f"net_af_packet0,iface=mine0,{sizes},qpairs=1\n"
 
 
 def test_nothing_is_there() -> None:
