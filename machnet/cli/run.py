@@ -161,7 +161,8 @@ def _isolate(config: Config, until: contextlib.ExitStack | None) -> int:
 
 def _with(config: Config, overrides: dict[str, object]) -> Config:
     fields = {name: getattr(config.controller, name) for name in Controller.__struct_fields__}
-    return Config(nics=config.nics, controller=Controller(**{**fields, **overrides}))
+    controller = Controller(**{**fields, **overrides})
+    return Config(nics=config.nics, controller=controller, dpdk=config.dpdk)
 
 
 def _ready(fd: int | None, socket: str) -> None:

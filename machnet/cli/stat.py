@@ -15,7 +15,7 @@ from machnet.sidecar.asking import Asking
 
 
 def total(answer: dict[str, Any], engine: int | None = None) -> dict[str, int]:
-    """The counters of one engine, or the sums over all, and those of the controller."""
+    """The counters of one engine and its DPDK port, or the sums over all, and those of the controller."""
     found: dict[str, int] = {}
     for row in answer["engines"]:
         if engine is not None and row["engine"] != engine:
@@ -23,6 +23,11 @@ def total(answer: dict[str, Any], engine: int | None = None) -> dict[str, int]:
         for group in ("stats", "usage", "host", "between"):
             for name, value in row[group].items():
                 found[name] = found.get(name, 0) + value
+    nics = {row["nic"] for row in answer["engines"] if engine in {None, row["engine"]}}
+    for port in answer["ports"]:
+        if port["nic"] in nics:
+            for name, value in (port["stats"] | port["levels"]).items():
+                found[f"port_{name}"] = found.get(f"port_{name}", 0) + value
     return found | {f"controller_{name}": value for name, value in answer["controller"].items()}
 
 
@@ -36,6 +41,7 @@ _LEVELS = frozenset(
 def changes(old: dict[str, Any], new: dict[str, Any], engine: int | None) -> dict[str, int]:
     """What was counted between two answers, and levels as they are now."""
     levels = _LEVELS | {name for row in new["engines"] for name in row["usage"]}
+    levels |= {f"port_{name}" for row in new["ports"] for name in row["levels"]}
     before = total(old, engine)
     return {
         name: value if name in levels else value - before.get(name, 0)
@@ -48,6 +54,14 @@ def _print(values: dict[str, int], *, every: bool) -> None:
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
         print(f"{name.ljust(width)}  {value}")
+
+
+def _line(port: dict[str, Any]) -> str:
+    """What a DPDK port is."""
+    words = [f"{port['driver']} {port['device']}", f"link {port['link']}"]
+    words += [f"{port['queues']} queues" if port["queues"] > 1 else "1 queue"]
+    words += [f"woken by {port['wake']}", *port["missing"]]
+    return f"# {port['nic']}: {', '.join(words)}"
 
 
 def _watch(
@@ -110,6 +124,8 @@ def main(
         elif as_json:
             print(json.dumps(answer))
         else:
+            for port in answer["ports"]:
+                print(_line(port))
             _print(total(answer, engine), every=every)
 
 

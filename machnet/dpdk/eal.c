@@ -60,8 +60,20 @@ struct start {
 static void *start_thread(void *arg)
 {
     struct start *s = arg;
+    static FILE *nowhere; /* stays open: DPDK may remember it */
+    FILE *out = stdout, *err = stderr;
 
+    /* What it says is in its log; here it would be said again, and of a wrong argument it would
+     * print all that there are. (In glibc these are ordinary variables.) */
+    if (nowhere == NULL) {
+        nowhere = fopen("/dev/null", "we");
+    }
+    if (nowhere != NULL) {
+        stdout = stderr = nowhere;
+    }
     s->rc = rte_eal_init(s->argc, s->argv);
+    stdout = out;
+    stderr = err;
     if (s->rc < 0) {
         s->rc = rte_errno != 0 ? -rte_errno : -EIO;
     }

@@ -50,6 +50,8 @@ _NOTHING = "0000:00:00.0"
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,63}")
 
 log = logging.getLogger("machnet.dpdk")
+#: What DPDK itself says; below the other, so that whoever wants to can tell them apart.
+_said = logging.getLogger("machnet.dpdk.eal")
 
 
 class EalError(OSError):
@@ -265,9 +267,17 @@ def arguments(wanted: EalSettings, *, huge: bool) -> list[str]:
 
 
 def _use_huge(wanted: EalSettings) -> bool:
-    if wanted.huge != "auto":
-        return wanted.huge == "on"
+    if wanted.huge == "off":
+        return False
     free_mb = free_huge_mb()
+    if wanted.huge == "on":
+        if free_mb == 0:  # EAL would say "permission denied"
+            raise EalError(
+                errno.ENOMEM,
+                "no huge page is free: sysctl vm.nr_hugepages=256 (as root) makes some, and "
+                'huge="off" does without',
+            )
+        return True
     if free_mb >= (wanted.memory_mb or _HUGE_PAGE_MIN_MB):
         return True
     log.warning(
@@ -328,7 +338,7 @@ def error(code: int, text: str, remedy: str | None = None) -> EalError:
 
 
 def drain_log() -> list[tuple[int, str]]:
-    """Hand DPDK's log to Python's (``machnet.dpdk``); the lines, with their levels (1 to 8)."""
+    """Hand DPDK's log to Python's (``machnet.dpdk.eal``); the lines, with their levels (1 to 8)."""
     lines: list[tuple[int, str]] = []
     if _native is None:
         return lines
@@ -339,5 +349,5 @@ def drain_log() -> list[tuple[int, str]]:
         line = ffi.unpack(buf, size).decode(errors="replace").strip()
         lines.append((int(level[0]), line))
         # What matters is in the exception, or in the port's statistics: EAL warns of much.
-        log.log(min(python.get(int(level[0]), logging.INFO), logging.INFO), "%s", line)
+        _said.log(min(python.get(int(level[0]), logging.INFO), logging.INFO), "%s", line)
     return lines

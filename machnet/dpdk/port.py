@@ -162,6 +162,7 @@ _REMEDIES = {
     errno.EACCES: "DPDK needs root, or access to the device",
     errno.EPERM: "DPDK needs root, or CAP_NET_RAW for net_af_packet and CAP_NET_ADMIN for others",
     errno.EBUSY: "another program has the device",
+    errno.EFAULT: "DPDK has no driver of this name",
     errno.EEXIST: "it is open already in this process",
 }
 

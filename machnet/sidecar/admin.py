@@ -94,7 +94,12 @@ def answer(question: Question, engines: Engines, status: Status) -> Any:
     if question.cmd == "channels":
         return [record._asdict() for record in channels]
     if question.cmd == "stat":
-        return {"time": time.time(), "controller": numbers, "engines": counters(engines)}
+        return {
+            "time": time.time(),
+            "controller": numbers,
+            "engines": counters(engines),
+            "ports": port_states(engines),
+        }
     if question.cmd == "metrics":
         from machnet.sidecar.metrics import exposition
 
@@ -149,6 +154,12 @@ def counters(engines: Engines) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def port_states(engines: Engines) -> list[dict[str, Any]]:
+    """The DPDK ports: what they are, and what they have counted."""
+    states = (port.state() for port in engines.ports)
+    return [found for found in states if found is not None]
 
 
 class Admin:

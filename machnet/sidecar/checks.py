@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from machnet.sidecar.config import Controller, NicConfig
+    from machnet.sidecar.config import Controller, Dpdk, NicConfig
 
 __all__ = [
     "check_controller",
+    "check_dpdk",
     "check_nics",
     "group_id",
     "parse_listen",
@@ -22,6 +23,9 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
+
+#: Settings of a NIC that only a DPDK port has.
+_DPDK_KEYS = ("rx_desc", "tx_desc", "pool_mbufs")
 
 
 def check_nics(nics: tuple[NicConfig, ...]) -> list[str]:
@@ -105,6 +109,12 @@ def _check_driver(nic: NicConfig) -> Iterator[str]:
     except ValueError as error:
         yield f"nic: {error}"
         return
+    if spec.scheme != "dpdk":
+        yield from (
+            f"{key}: only a NIC of DPDK has this, not {nic.nic}"
+            for key in _DPDK_KEYS
+            if getattr(nic, key) is not None
+        )
     if spec.scheme == "dpdk" and not available():
         yield f"nic: {nic.string!r}: {missing_reason()}"
     elif spec.scheme in {"wire", "pcap"}:
@@ -144,6 +154,18 @@ def _check_cpus(nic: NicConfig) -> Iterator[str]:
             f"cpu_mask: {nic.cpu_mask} leaves {len(cpus)} CPUs for {nic.engine_threads} engine_threads "
             f"({here})"
         )
+
+
+def check_dpdk(dpdk: Dpdk) -> list[str]:
+    """What is wrong with the settings of DPDK's environment layer, which is not asked."""
+    from machnet.dpdk import EalSettings
+
+    values = dpdk.settings()
+    try:
+        EalSettings(**values | {name: tuple(values[name]) for name in ("cores", "args")})
+    except ValueError as error:
+        return [f"dpdk.{error}"]
+    return []
 
 
 def check_controller(controller: Controller) -> list[str]:

@@ -4,7 +4,8 @@
 The form is the one of the C++ Machnet, with additions::
 
     {"machnet_config": {"02:00:00:00:00:01": {"ip": "10.0.0.2", "engine_threads": 1}},
-     "controller": {"socket": "/run/machnet/machnet_ctrl.sock"}}
+     "controller": {"socket": "/run/machnet/machnet_ctrl.sock"},
+     "dpdk": {"huge": "auto"}}
 
 All that is wrong is reported at once, each with the place, the value and what would be accepted.
 """
@@ -25,13 +26,14 @@ import msgspec
 from msgspec import Meta
 
 from machnet.config import ChannelSettings, Settings
-from machnet.sidecar.checks import check_controller, check_nics
+from machnet.sidecar.checks import check_controller, check_dpdk, check_nics
 
 __all__ = [
     "SOCKET_DEFAULT",
     "Config",
     "ConfigError",
     "Controller",
+    "Dpdk",
     "NicConfig",
     "Quotas",
     "load_config",
@@ -76,6 +78,9 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         nic: NIC string; empty: the DPDK port with this MAC address.
         kernel_ip: Given to the kernel's end of a TAP device.
         bind: Take the NIC from the kernel for the run, if it is DPDK's to be and the kernel has it.
+        rx_desc: Of each receive queue of a DPDK port; None: the driver's choice.
+        tx_desc: Likewise, of each transmit queue.
+        pool_mbufs: Packets of each queue of a DPDK port; None: as many as the descriptors need, and more.
     """
 
     # fmt: off
@@ -91,6 +96,9 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cpu_mask: Annotated[str, Meta(description="a mask of CPUs, such as 0x3")] | int | None = None
     poll: Literal["adaptive", "busy"] = "adaptive"
     spin_us: Annotated[int, Meta(ge=0, le=1_000_000, description="us")] = 50
+    rx_desc: Annotated[int, Meta(ge=32, le=32768, description="descriptors")] | None = None
+    tx_desc: Annotated[int, Meta(ge=32, le=32768, description="descriptors")] | None = None
+    pool_mbufs: Annotated[int, Meta(ge=256, le=1 << 22, description="packets")] | None = None
     settings: Settings = msgspec.field(default_factory=Settings)
     # fmt: on
 
@@ -162,11 +170,33 @@ class Controller(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # fmt: on
 
 
+class Dpdk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How DPDK's environment layer is started: `machnet.dpdk.EalSettings`."""
+
+    # fmt: off
+    huge: Literal["auto", "on", "off"] = "auto"
+    memory_mb: Annotated[int, Meta(ge=16, le=1 << 20, description="MiB")] | None = None
+    file_prefix: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,63}$", description="1 to 63 letters, digits, '_', '.' or '-'")] | None = None
+    cores: list[Annotated[int, Meta(ge=0, le=65535, description="the number of a CPU")]] = []
+    log_level: Literal["emergency", "alert", "critical", "error", "warning", "notice", "info", "debug"] = "notice"
+    args: list[Annotated[str, Meta(min_length=1, description="an argument of EAL")]] = []
+    # fmt: on
+
+    def settings(self) -> dict[str, Any]:
+        """For `machnet.dpdk.configure`."""
+        return msgspec.structs.asdict(self)
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole configuration."""
+    """A whole configuration.
+
+    Attributes:
+        dpdk: None: what the environment variable ``MACHNET_DPDK`` says, or the defaults.
+    """
 
     nics: tuple[NicConfig, ...]
     controller: Controller = Controller()
+    dpdk: Dpdk | None = None
 
 
 def socket_path(option: str | None, controller: Controller | None = None) -> str:
@@ -307,7 +337,7 @@ def parse_config(text: str) -> Config:
     except RecursionError:
         raise ConfigError(["it is nested too deeply"]) from None
     top = _object(raw, "the configuration", problems)
-    known = ("machnet_config", "controller")
+    known = ("machnet_config", "controller", "dpdk")
     problems += [
         f"{name}: there is no such key: {_near(name, known)}" for name in top if name not in known
     ]
@@ -316,9 +346,14 @@ def parse_config(text: str) -> Config:
     malformed: list[str] = []
     controller = _struct(Controller, top.get("controller", {}), "controller", malformed)
     problems += malformed or check_controller(controller)
+    dpdk = None
+    if "dpdk" in top:
+        malformed = []
+        dpdk = _struct(Dpdk, top["dpdk"], "dpdk", malformed)
+        problems += malformed or check_dpdk(dpdk)
     if problems:
         raise ConfigError(problems)
-    return Config(nics=nics, controller=controller)
+    return Config(nics=nics, controller=controller, dpdk=dpdk)
 
 
 def _nics(
@@ -350,7 +385,8 @@ def _nics(
 
 def check_config(config: Config) -> list[str]:
     """What is wrong with values that are of the right form."""
-    return [*check_nics(config.nics), *check_controller(config.controller)]
+    found = [*check_nics(config.nics), *check_controller(config.controller)]
+    return found if config.dpdk is None else [*found, *check_dpdk(config.dpdk)]
 
 
 def changes(old: Config, new: Config) -> list[str]:
@@ -358,6 +394,8 @@ def changes(old: Config, new: Config) -> list[str]:
     found = []
     if old.nics != new.nics:
         found.append("machnet_config")
+    if old.dpdk != new.dpdk:
+        found.append("dpdk")
     found += [
         f"controller.{name}"
         for name in FIXED

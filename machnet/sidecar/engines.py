@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from machnet._native import ffi, lib
 from machnet.config import ChannelSettings
 from machnet.errors import os_error
+from machnet.sidecar import ports
 from machnet.sidecar.config import NicConfig
 from machnet.sidecar.protocol import Geometry
 from machnet.stack.engines import EngineView, SharedNic
@@ -21,6 +22,8 @@ from machnet.stack.nics import Nic, Tap, open_nic, with_faults
 from machnet.stack.stack import Stack
 
 if TYPE_CHECKING:
+    from machnet.dpdk import Port as DpdkPort
+    from machnet.sim.nicstr import NicSpec
     from machnet.stack.clock import Clock
     from machnet.stack.nics import Wire
 
@@ -163,13 +166,17 @@ class Recorder:
 
 
 class Port:
-    """One NIC of the configuration with its engines, running."""
+    """One NIC of the configuration with its engines, running.
+
+    Attributes:
+        dpdk: The DPDK port below everything else, if it is one.
+    """
 
     def __init__(self, config: NicConfig) -> None:
         self.config = config
         self._closing = contextlib.ExitStack()
         with contextlib.ExitStack() as opened:
-            base = _open(config)
+            base, self.dpdk = _open(config)
             opened.callback(base.close)
             self.nic = base
             cpus = config.cpus()
@@ -207,7 +214,12 @@ class Port:
             "mtu": self.nic.mtu,
             "engines": len(self.stacks),
             "poll": self.config.poll,
+            **(ports.describe(self.dpdk) if self.dpdk is not None else {}),
         }
+
+    def state(self) -> dict[str, Any] | None:
+        """What the DPDK port has counted; None: it is another NIC."""
+        return ports.state(self.nic.name, self.dpdk) if self.dpdk is not None else None
 
     def between(self, number: int) -> dict[str, int]:
         """What passed between engine ``number`` and the others; empty: it is alone."""
@@ -218,27 +230,40 @@ class Port:
         self._closing.close()
 
 
-def _open(config: NicConfig) -> Nic:
-    from machnet.dpdk import open_port
+def _open(config: NicConfig) -> tuple[Nic, DpdkPort | None]:
+    """The NIC, with its faults around it, and the DPDK port inside."""
     from machnet.sim.nicstr import parse_nic
 
     spec = parse_nic(config.string)
-    options: dict[str, Any] = {"mtu": config.mtu, "mac": config.mac, "offload": not spec.faults}
+    queues = 1 if spec.faults else config.engine_threads
     if spec.scheme == "dpdk":
-        queues = 1 if spec.faults else config.engine_threads
-        if not config.nic:
-            del options["mac"]  # it has it: that is how it is found
-        port = open_port(spec.rest, queues=queues, bind=config.bind, **options)
-        return with_faults(port, spec)
+        port = _open_dpdk(config, spec, queues)
+        return with_faults(port, spec), port
     if spec.scheme != "tap":
-        return open_nic(config.nic, config.mtu, queues=config.engine_threads)
+        return open_nic(config.nic, config.mtu, queues=queues), None
+    options: dict[str, Any] = {"mtu": config.mtu, "mac": config.mac, "offload": not spec.faults}
     inherited = _TAP_FD.match(config.nic)
     if inherited:
         first, *more = (int(fd) for fd in inherited[1].split(","))
-        return with_faults(Tap(fd=first, more_fds=more, **options), spec)
-    queues = 1 if spec.faults else config.engine_threads
+        return with_faults(Tap(fd=first, more_fds=more, **options), spec), None
     tap = Tap(spec.rest, queues=queues, kernel_ip=config.kernel_ip, **options)
-    return with_faults(tap, spec)
+    return with_faults(tap, spec), None
+
+
+def _open_dpdk(config: NicConfig, spec: NicSpec, queues: int) -> DpdkPort:
+    from machnet.dpdk import open_port
+
+    wanted = {"rx_desc": config.rx_desc, "tx_desc": config.tx_desc, "pool_mbufs": config.pool_mbufs}
+    if config.nic:  # else the port is found by its address
+        wanted["mac"] = config.mac  # type: ignore[assignment]
+    return open_port(
+        spec.rest,
+        mtu=config.mtu,
+        queues=queues,
+        bind=config.bind,
+        offload=not spec.faults,
+        **{name: value for name, value in wanted.items() if value is not None},
+    )
 
 
 def _views(base: Nic, engines: int, opened: contextlib.ExitStack) -> list[Nic]:
@@ -315,6 +340,11 @@ class Engines:
 
 
 def _labelled(label: str, error: Exception) -> tuple[Any, ...]:
-    if isinstance(error, OSError) and error.errno is not None:
-        return (error.errno, f"{label}: {error.strerror or os.strerror(error.errno)}")
-    return (f"{label}: {error}",)
+    """Arguments for an error that says which NIC it is about, if it does not do so itself."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    if isinstance(error, OSError) and number is not None:
+        text = error.strerror or os.strerror(number)
+    if not text.removeprefix("dpdk:").startswith(label.removeprefix("dpdk:")):
+        text = f"{label}: {text}"
+    return (text,) if number is None else (number, text)

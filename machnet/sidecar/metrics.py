@@ -16,8 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 import machnet
-from machnet.sidecar.admin import Status, counters
+from machnet.sidecar.admin import Status, counters, port_states
 from machnet.sidecar.checks import parse_listen
+from machnet.sidecar.ports import PORT_LEVELS, PORT_STATS
 from machnet.stack.engines import VIEW_STATS
 from machnet.stack.stack import Stack
 
@@ -58,6 +59,7 @@ class _Collector(Collector):
         """All metrics."""
         yield InfoMetricFamily("machnet", "the sidecar", {"version": machnet.__version__})
         yield from self._of_engines()
+        yield from self._of_ports()
         yield from self._of_controller()
 
     def _of_engines(self) -> Iterator[Metric]:
@@ -95,6 +97,20 @@ class _Collector(Collector):
             lingering.add_metric(values, row["host"]["lanes_lingering"])
         yield memory
         yield lingering
+
+    def _of_ports(self) -> Iterator[Metric]:
+        labels = ["nic", "driver", "device"]
+        rows = [([row[name] for name in labels], row) for row in port_states(self._engines)]
+        for name, what in PORT_STATS.items() if rows else ():
+            family = CounterMetricFamily(f"machnet_port_{name}", what, labels=labels)
+            for values, row in rows:
+                family.add_metric(values, row["stats"][name])
+            yield family
+        for name, what in PORT_LEVELS.items() if rows else ():
+            gauge = GaugeMetricFamily(f"machnet_port_{name}", what, labels=labels)
+            for values, row in rows:
+                gauge.add_metric(values, row["levels"][name])
+            yield gauge
 
     def _of_controller(self) -> Iterator[Metric]:
         numbers, channels = self._status()

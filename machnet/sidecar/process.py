@@ -15,12 +15,21 @@ from typing import Any
 
 from machnet.errors import DeadlockError
 from machnet.sidecar.access import AllowList
-from machnet.sidecar.config import FIXED, Config, ConfigError, changes, load_config, usable_cpus
+from machnet.sidecar.config import (
+    FIXED,
+    Config,
+    ConfigError,
+    Dpdk,
+    changes,
+    load_config,
+    usable_cpus,
+)
 from machnet.sidecar.engines import Engines
 from machnet.sidecar.listen import ControlSocket
 from machnet.sidecar.log import Log
 from machnet.sidecar.metrics import MetricsServer
 from machnet.sidecar.notify import notify_ready, notify_reloading, notify_stopping
+from machnet.sidecar.ports import PortWatch, route_log, unroute_log
 from machnet.sidecar.server import Server, raise_descriptor_limit
 
 __all__ = ["Sidecar", "StartError"]
@@ -80,6 +89,9 @@ class Sidecar:
             try:
                 control = ControlSocket(self._path, int(settings.mode, 8))
                 cleanup.callback(control.close)
+                cleanup.callback(unroute_log, route_log(self._log))
+                if self._config.dpdk is not None:
+                    _configure(self._config.dpdk)
                 engines = Engines(self._config.nics)
                 cleanup.callback(engines.close)
                 if self._isolate:  # before any other thread is made
@@ -91,11 +103,15 @@ class Sidecar:
                     metrics = MetricsServer(settings.metrics, engines, server.status)
                     cleanup.callback(metrics.close)
                     self._log.info("metrics", address=metrics.address)
+                watched = [(port.nic.name, port.dpdk) for port in engines.ports if port.dpdk]
+                cleanup.callback(PortWatch(watched, self._log).close)
             except (OSError, ValueError, MemoryError, DeadlockError) as error:
                 raise StartError(_text(error)) from error
             server.watch(wake.fileno(), lambda: _empty(wake))
             for port in engines.ports:
-                self._log.info("nic", **port.describe())
+                fields = port.describe()
+                fields.pop("missing", None)  # said when the port was opened
+                self._log.info("nic", **fields)
             self._log.info("ready", socket=self._path, pid=os.getpid())
             ready(self._path)
             notify_ready(f"serving on {self._path}")
@@ -159,7 +175,7 @@ class Sidecar:
                 for name in new.controller.__struct_fields__
             }
         )
-        self._config = Config(nics=self._config.nics, controller=controller)
+        self._config = Config(nics=self._config.nics, controller=controller, dpdk=self._config.dpdk)
         assert self._server is not None
         self._server.reconfigure(controller)
         self._log.set_level(controller.log_level)
@@ -187,6 +203,12 @@ class Sidecar:
                 signal.signal(number, handler)
             near.close()
             far.close()
+
+
+def _configure(dpdk: Dpdk) -> None:
+    from machnet.dpdk import configure
+
+    configure(**dpdk.settings())
 
 
 def _empty(sock: socket.socket) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pwd
@@ -17,12 +18,14 @@ import pytest
 from click.testing import CliRunner
 
 from machnet.cli import check, run
+from machnet.dpdk import EalSettings
 from machnet.sidecar.checks import group_id, parse_listen, user_id
 from machnet.sidecar.config import (
     SOCKET_DEFAULT,
     Config,
     ConfigError,
     Controller,
+    Dpdk,
     NicConfig,
     Quotas,
     changes,
@@ -116,6 +119,9 @@ def test_every_addition_arrives() -> None:
         ({"nic": "wire:x"}, "is not one that runs by the clock"),
         ({"bind": True}, "bind: only a NIC of DPDK can be bound, not tap:mn0"),
         ({"bind": 1}, ".bind: 1 is not true or false"),
+        ({"rx_desc": 64}, "rx_desc: only a NIC of DPDK has this, not tap:mn0"),
+        ({"tx_desc": 1}, ".tx_desc: 1 is not a whole number from 32 to 32768 (descriptors)"),
+        ({"pool_mbuf": 1}, ".pool_mbuf: there is no such setting: did you mean 'pool_mbufs'?"),
         ({"nic": "tap:mn0?los=1%"}, "did you mean"),
         ({"nic": "link:/tmp/x", "kernel_ip": "10.0.0.1/24"}, "only a TAP device has an end in the kernel"),
         ({"kernel_ip": "10.0.0.2/24"}, "kernel_ip: 10.0.0.2 is the address of the engines"),
@@ -144,6 +150,42 @@ def test_a_nic_of_dpdk_wants_dpdk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("machnet.dpdk.missing_reason", lambda: "install it", raising=False)
     assert "nic: 'eth1': install it" in problem({"nic": "eth1"})
     assert f"nic: 'dpdk:{MAC}': install it" in problem({"nic": ""})
+
+
+def test_settings_of_dpdk_are_those_of_its_environment_layer() -> None:
+    assert parse_config(text()).dpdk is None
+    values = {"huge": "off", "memory_mb": 64, "cores": [min(os.sched_getaffinity(0))]}
+    dpdk = parse_config(text(dpdk=values | {"log_level": "debug", "args": ["--no-pci"]})).dpdk
+    assert dpdk is not None
+    assert dpdk.settings() == values | {
+        "log_level": "debug",
+        "args": ["--no-pci"],
+        "file_prefix": None,
+    }
+    fields = {field.name: field.default for field in dataclasses.fields(EalSettings)}
+    plain = Dpdk().settings()
+    assert {**plain, "cores": tuple(plain["cores"]), "args": tuple(plain["args"])} == fields
+    (nic,) = parse_config(text({"nic": "eth1", "rx_desc": 64, "tx_desc": 128})).nics
+    assert (nic.rx_desc, nic.tx_desc, nic.pool_mbufs) == (64, 128, None)
+
+
+# fmt: off
+@pytest.mark.parametrize(
+    ("dpdk", "said"),
+    [
+        ({"hug": "on"}, "dpdk.hug: there is no such setting: did you mean 'huge'?"),
+        ({"huge": True}, 'dpdk.huge: true is not "auto" or "on" or "off"'),
+        ({"memory_mb": 8}, "dpdk.memory_mb: 8 is not a whole number from 16 to 1048576 (MiB)"),
+        ({"file_prefix": "a b"}, "dpdk.file_prefix: \"a b\" is not 1 to 63 letters"),
+        ({"cores": [65000]}, "dpdk.cores: this process may not run on CPU 65000, only on "),
+        ({"cores": "0"}, "dpdk.cores: \"0\" is not a list, each item a whole number"),
+        ({"log_level": "loud"}, 'dpdk.log_level: "loud" is not "emergency" or "alert"'),
+        ([], "dpdk: [] is not an object"),
+    ],
+)
+def test_what_is_wrong_with_settings_of_dpdk_is_named(dpdk: Any, said: str) -> None:
+    assert said in problem(dpdk=dpdk)
+# fmt: on
 
 
 @pytest.mark.parametrize(
@@ -231,6 +273,9 @@ def test_what_needs_a_new_process_is_known() -> None:
     assert changes(old, old) == []
     new = parse_config(text({"mtu": 9000}, controller={"drain_ms": 2}))
     assert changes(old, new) == ["machnet_config", "controller.metrics"]
+    assert changes(old, parse_config(text(controller={"metrics": "127.0.0.1:1"}, dpdk={}))) == [
+        "dpdk"
+    ]
 
 
 def test_the_socket_is_that_of_option_file_environment_or_default(
@@ -351,6 +396,7 @@ def test_the_page_has_every_key_with_its_default(repo: Path) -> None:
     rows = dict(re.findall(r"^\| `([\w.]+)` \|\s*([^|]*?)\s*\|", page, re.MULTILINE))
     quotas = {f"quotas.{name}" for name in Quotas.__struct_fields__}
     names = {*NicConfig.__struct_fields__, *Controller.__struct_fields__, *quotas}
+    names |= {*Dpdk.__struct_fields__}
     assert rows.keys() == names - {"mac", "quotas"}
     for name in ("channels_max", "connections_max", "connections_per_user_max", "flows_max"):
         assert rows[f"quotas.{name}"] == str(getattr(Quotas(), name))
