@@ -18,6 +18,7 @@
 #define MN_DPDK_ERR_BYTES  512
 #define MN_DPDK_NAME_BYTES 64
 #define MN_DPDK_ARGS_MAX   64
+#define MN_DPDK_POOL_MAX   (1u << 20)
 
 struct mn_dpdk_config {
     uint16_t port;       /* from mn_dpdk_probe */
@@ -25,7 +26,8 @@ struct mn_dpdk_config {
     uint16_t rx_desc;    /* descriptors per queue; 0: the driver's choice */
     uint16_t tx_desc;    /* likewise */
     uint32_t mtu;        /* bytes of an IP packet */
-    uint32_t pool_mbufs; /* per queue; 0: as many as the descriptors need, and 1024 more */
+    uint32_t pool_mbufs; /* per queue, at most MN_DPDK_POOL_MAX; 0: as many as the descriptors
+                            need, and 1024 more */
     uint32_t nap_max_us; /* longest sleep of an idle thread on a port that can't wake it */
     uint32_t frame_room; /* bytes that an mbuf has at least; 0: what the MTU needs */
     uint8_t mac[6];      /* zero: the port's own */
@@ -92,16 +94,15 @@ const char *mn_dpdk_version(void);
 uint32_t mn_dpdk_log_take(char *buf, uint32_t size, uint32_t *level);
 
 /* Plugs in what a device string names ("0000:00:05.0", "net_af_packet0,iface=veth0"), and writes
- * the ids of its ports. How many (at most n); -EEXIST: a port of that device is open already; what
- * the bus and the driver say. */
+ * the ids of its ports. How many (at most n); what the bus and the driver say. */
 int mn_dpdk_probe(const char *devargs, uint16_t *ports, uint32_t n, char *err, size_t err_bytes);
 /* Plugs a device out whose ports nobody has open. */
 int mn_dpdk_unprobe(uint16_t port);
 /* Its address, before it is opened: 0, or -ENODEV. */
 int mn_dpdk_port_mac(uint16_t port, uint8_t mac[6]);
 
-/* Configures and starts a port. 0; -EINVAL (a value, named in err); -ENOMEM; what the driver says.
- */
+/* Configures and starts a port. 0; -EINVAL (a value, named in err); -EEXIST: it is open already, or
+ * goes through the same interface as one that is; -ENOMEM; what the driver says. */
 int mn_dpdk_open(const struct mn_dpdk_config *cfg, struct mn_nic **out, char *err,
                  size_t err_bytes);
 /* Stops the port and plugs its device out. No thread may be inside an operation of it. */

@@ -57,6 +57,7 @@ struct dpdk_queue {
     /* Sleeping. */
     int epoll_fd; /* of all that follows; -1: not open */
     int timer_fd;
+    bool timer_on; /* it has been set since it was cleared */
     int intr_fd;
     uint64_t nap_ns;
     uint64_t seen_frames; /* when it slept last */
@@ -154,6 +155,8 @@ bool mn_dpdk_rx_arm(struct mn_nic *nic, uint32_t queue, bool on);
 /* setup.c: from a probed port to one that runs, and back. */
 int mn_dpdk_setup(struct mn_dpdk *d, const struct dpdk_err *err);
 void mn_dpdk_stop(struct mn_dpdk *d);
+/* Also the device; the port must have been set up. */
+void mn_dpdk_plug_out(struct mn_dpdk *d);
 void mn_dpdk_note_missing(struct mn_dpdk *d, const char *what);
 
 /* spread.c */
@@ -161,12 +164,16 @@ void mn_dpdk_read_rss(struct mn_dpdk *d);
 
 /* rings.c */
 struct dpdk_pair *mn_dpdk_pair_of(uint16_t port);
-/* The port has been closed: takes over its pools. */
-void mn_dpdk_pair_left(struct dpdk_pair *pair, struct mn_dpdk *d);
+/* Takes over the pools of a port that is closed. */
+void mn_dpdk_pair_keep(struct dpdk_pair *pair, struct mn_dpdk *d);
+/* The port does not exist any more. */
+void mn_dpdk_pair_left(struct dpdk_pair *pair, uint16_t port);
 
 /* watch.c */
 int mn_dpdk_watch_start(void);
 void mn_dpdk_watch_stop(void);
+/* What was said of the port's number before does not count. */
+void mn_dpdk_forget_gone(uint16_t port);
 /* Under the lock. */
 void mn_dpdk_read_link(struct mn_dpdk *d);
 void mn_dpdk_read_stats(struct mn_dpdk *d);

@@ -238,7 +238,17 @@ int mn_dpdk_probe_locked(const char *devargs, uint16_t *ports, uint32_t n,
     if (!started) {
         return mn_dpdk_fail(err, -EPERM, "EAL has not been started");
     }
+    if (strlen(devargs) >= sizeof(plugged->devargs)) {
+        return mn_dpdk_fail(err, -ENAMETOOLONG, "a device of more than %zu characters",
+                            sizeof(plugged->devargs) - 1);
+    }
     rc = rte_dev_probe(devargs);
+    if (rc == -EFAULT) {
+        return mn_dpdk_fail(err, -ENODEV, "%s: no bus or driver of DPDK has that name", devargs);
+    }
+    if (rc == -EPERM) { /* -1: what drivers return when they have nothing better to say */
+        return mn_dpdk_fail(err, rc, "%s: its driver refuses it", devargs);
+    }
     if (rc < 0) {
         return mn_dpdk_fail(err, rc, "%s: %s", devargs, rte_strerror(-rc));
     }
@@ -270,6 +280,8 @@ int mn_dpdk_unprobe_locked(uint16_t port)
 {
     struct rte_device *device = device_of(port);
     char name[MN_DPDK_NAME_BYTES];
+    struct dpdk_pair *pair;
+    int rc;
 
     if (device == NULL) {
         return -ENODEV;
@@ -281,7 +293,12 @@ int mn_dpdk_unprobe_locked(uint16_t port)
     }
     (void)snprintf(name, sizeof(name), "%s", rte_dev_name(device));
     forget_plugged(name);
-    return rte_dev_remove(device);
+    pair = mn_dpdk_pair_of(port);
+    rc = rte_dev_remove(device);
+    if (pair != NULL) {
+        mn_dpdk_pair_left(pair, port);
+    }
+    return rc;
 }
 
 int mn_dpdk_unprobe(uint16_t port)

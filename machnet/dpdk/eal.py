@@ -113,6 +113,8 @@ class EalSettings:
 _lock = threading.RLock()
 _configured: EalSettings | None = None
 _started: EalSettings | None = None
+#: Why EAL did not start.
+_failed: EalError | None = None
 _native: Any = None
 _why_missing: str | None = None
 
@@ -302,14 +304,18 @@ def start() -> Any:
     """Start EAL if it does not run yet; the extension module.
 
     Raises:
-        EalError: It does not start, or is not there.
+        EalError: It does not start, or is not there. EAL can be tried once in a process.
         ValueError: The environment variable ``MACHNET_DPDK`` is wrong.
     """
-    global _started
+    global _started, _failed
     with _lock:
         module = native()
         if _started is not None:
             return module
+        if _failed is not None:  # EAL keeps what it has parsed and allocated until then
+            raise EalError(
+                _failed.errno, f"only a new process can start EAL again: {_failed.strerror}"
+            )
         wanted = settings()
         huge = _use_huge(wanted)
         args = arguments(wanted, huge=huge)
@@ -321,7 +327,9 @@ def start() -> Any:
         sys.stdout.flush()
         rc = lib.mn_dpdk_init(len(kept), kept, max(level, 5), text, lib.MN_DPDK_ERR_BYTES)
         if rc < 0:
-            raise error(-rc, ffi.string(text).decode(errors="replace"), _REMEDIES.get(-rc))
+            remedy = _REMEDIES.get(-rc, f"its arguments were {' '.join(args[1:])}")
+            _failed = error(-rc, ffi.string(text).decode(errors="replace"), remedy)
+            raise _failed
         _started = wanted
         atexit.register(lib.mn_dpdk_fini)
         drain_log()

@@ -11,6 +11,26 @@
 #include <rte_errno.h>
 #include <rte_mempool.h>
 
+/* Two ports of one interface would both receive all of its frames. */
+static int check_alone(const struct mn_dpdk_config *cfg, const struct rte_eth_dev_info *info,
+                       const struct dpdk_err *err)
+{
+    for (const struct mn_dpdk *d = mn_dpdk_ports; d != NULL; d = d->next) {
+        if (!d->present) {
+            continue;
+        }
+        if (d->port == cfg->port) {
+            return mn_dpdk_fail(err, -EEXIST, "%s is open already", d->name);
+        }
+        if (info->if_index != 0 && d->if_index == info->if_index &&
+            strcmp(d->driver, info->driver_name) == 0) {
+            return mn_dpdk_fail(err, -EEXIST, "%s goes through the same interface (%s)", d->name,
+                                d->interface);
+        }
+    }
+    return 0;
+}
+
 static int check(const struct mn_dpdk_config *cfg, const struct dpdk_err *err)
 {
     struct rte_eth_dev_info info;
@@ -28,12 +48,11 @@ static int check(const struct mn_dpdk_config *cfg, const struct dpdk_err *err)
                             mn_max_u32(info.min_mtu, 68),
                             mn_min_u32(info.max_mtu, UINT16_MAX - 256), cfg->mtu);
     }
-    for (const struct mn_dpdk *d = mn_dpdk_ports; d != NULL; d = d->next) {
-        if (d->port == cfg->port && d->present) {
-            return mn_dpdk_fail(err, -EBUSY, "%s is open already", d->name);
-        }
+    if (cfg->pool_mbufs > MN_DPDK_POOL_MAX) {
+        return mn_dpdk_fail(err, -EINVAL, "pool_mbufs: %u is more than %u", cfg->pool_mbufs,
+                            MN_DPDK_POOL_MAX);
     }
-    return 0;
+    return check_alone(cfg, &info, err);
 }
 
 /* What has been made by hand has no bus. */
@@ -66,7 +85,8 @@ static void free_port(struct mn_dpdk *d)
 {
     mn_dpdk_sleep_fini(d);
     if (d->pair != NULL) {
-        mn_dpdk_pair_left(d->pair, d);
+        mn_dpdk_pair_keep(d->pair, d);
+        mn_dpdk_pair_left(d->pair, d->port);
     }
     for (uint32_t i = 0; i < DPDK_QUEUES_MAX; i++) {
         rte_mempool_free(d->q[i].pool);
@@ -94,6 +114,7 @@ static int open_locked(const struct mn_dpdk_config *cfg, struct mn_dpdk **out,
     d->queues = cfg->queues;
     d->nic.ops = &mn_dpdk_ops;
     d->present = true;
+    mn_dpdk_forget_gone(d->port);
     d->pair = mn_dpdk_pair_of(d->port);
     name_port(d);
     rc = mn_dpdk_sleep_init(d, err);
@@ -159,9 +180,7 @@ void mn_dpdk_close(struct mn_nic *nic)
     }
     drop_stash(d);
     if (d->present) {
-        mn_dpdk_stop(d);
-        (void)rte_eth_dev_close(d->port);
-        (void)rte_dev_remove(d->device);
+        mn_dpdk_plug_out(d);
     }
     free_port(d);
     pthread_mutex_unlock(&mn_dpdk_lock);

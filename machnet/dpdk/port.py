@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi as native_ffi
@@ -33,6 +34,19 @@ _PORTS_MAX = 8
 _MTU_DEFAULT = 1500
 _SIOCGIFMTU = 0x8921
 _WAKES = {0: "timer", 1: "descriptor", 2: "interrupt"}
+
+#: Numbers that may be given, with their least and their greatest value; of descriptors and packets 0
+#: is the usual number. A driver may take less.
+_RANGES = {
+    "mtu": (68, 65279),
+    "queues": (1, 16),
+    "rx_desc": (0, 65535),
+    "tx_desc": (0, 65535),
+    "pool_mbufs": (0, 1 << 20),
+    "nap_max_us": (0, 1_000_000),
+    "frame_room": (0, 65344),
+    "slots": (2, 1 << 20),
+}
 
 log = logging.getLogger("machnet.dpdk")
 #: Numbers of the virtual devices that are made for interfaces of the kernel.
@@ -63,6 +77,8 @@ class Port(Nic):
         mac: str | None = None,
         offload: bool = True,
     ) -> None:
+        _check(mtu=mtu, queues=queues, rx_desc=rx_desc, tx_desc=tx_desc, pool_mbufs=pool_mbufs)
+        _check(nap_max_us=nap_max_us, frame_room=frame_room, mac=mac)
         module = eal.start()
         self._ffi, self._lib = module.ffi, module.lib
         #: Given back to the kernel when the port is closed.
@@ -79,7 +95,7 @@ class Port(Nic):
         rc = self._lib.mn_dpdk_open(config, out, text, self._lib.MN_DPDK_ERR_BYTES)
         if rc < 0:
             said = self._ffi.string(text).decode(errors="replace")
-            if rc == -errno.EINVAL and said.startswith(("mtu:", "queues:")):
+            if rc == -errno.EINVAL and said.partition(":")[0] in _RANGES:
                 raise ValueError(said)
             raise eal.error(-rc, f"{name}: {said}", _REMEDIES.get(-rc))
         self._port = self._ffi.gc(out[0], self._lib.mn_dpdk_close)
@@ -162,9 +178,32 @@ _REMEDIES = {
     errno.EACCES: "DPDK needs root, or access to the device",
     errno.EPERM: "DPDK needs root, or CAP_NET_RAW for net_af_packet and CAP_NET_ADMIN for others",
     errno.EBUSY: "another program has the device",
-    errno.EFAULT: "DPDK has no driver of this name",
-    errno.EEXIST: "it is open already in this process",
+    errno.EEXIST: "this process has it already: several engines take one port with several queues",
 }
+
+#: Of CAP_NET_ADMIN and CAP_NET_RAW, in what /proc says of a process.
+_NETWORK_CAPABILITIES = 1 << 12 | 1 << 13
+
+
+def _check(**values: Any) -> None:
+    for name, value in values.items():
+        if name == "mac" and value is not None:
+            mac = parse_mac(value)
+            if mac[0] & 1 or not any(mac):
+                raise ValueError(f"mac: {value} is no address of a host")
+        elif name in _RANGES and value is not None:
+            least, most = _RANGES[name]
+            if not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{name}: {value!r} is not a number within {least} to {most}")
+
+
+def _may_use_network() -> bool:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapEff:"):
+            held = int(line.split()[1], 16)
+            return held & _NETWORK_CAPABILITIES == _NETWORK_CAPABILITIES
+    return False
+
 
 _warned: set[tuple[str, str]] = set()
 
@@ -188,7 +227,9 @@ def plug_in(devargs: str) -> list[int]:
     rc = lib.mn_dpdk_probe(os.fsencode(devargs), ports, _PORTS_MAX, text, lib.MN_DPDK_ERR_BYTES)
     if rc < 0:
         said = ffi.string(text).decode(errors="replace")
-        raise eal.error(-rc, said or devargs, _REMEDIES.get(-rc))
+        # Most drivers return -1, which is EPERM, whatever is wrong.
+        code = errno.EINVAL if rc == -errno.EPERM and _may_use_network() else -rc
+        raise eal.error(code, said or devargs, _REMEDIES.get(code))
     eal.drain_log()
     return [int(ports[i]) for i in range(rc)]
 
@@ -215,13 +256,16 @@ def ring_pair(
 
     Args:
         queues: Of each, 1 to 16.
-        slots: Frames that a ring holds, a power of two.
+        slots: Of each ring, a power of two from 2 to 1048576; it holds a frame less.
         mtu: Bytes.
         options: See `open_port`.
 
     Raises:
         EalError, ValueError: As for `open_port`.
     """
+    _check(queues=queues, mtu=mtu, slots=slots)
+    if slots & (slots - 1):
+        raise ValueError(f"slots: {slots} is no power of two")
     module = eal.start()
     ffi, lib = module.ffi, module.lib
     ports, text = ffi.new("uint16_t[2]"), ffi.new("char[]", lib.MN_DPDK_ERR_BYTES)
@@ -241,6 +285,8 @@ def ring_pair(
     except BaseException:
         for one in opened:
             one.close()
+        for number in ports[len(opened) : 2]:
+            plug_out(int(number))
         raise
     return opened[0], opened[1]
 
@@ -271,13 +317,20 @@ def open_port(
         OSError: There is no such NIC, or the kernel has it; the text says what helps.
         EalError: DPDK can't open it; the text says why, and what helps.
     """
+    _check(mtu=mtu, queues=queues, **options)
     bind = bind or os.environ.get("MACHNET_DPDK_BIND") == "1"
     target, held = prepare(rest, bind=bind, queues=queues, mtu=mtu, number=next(_vdevs))
     with contextlib.ExitStack() as failing:
         if held is not None:
             failing.callback(held.close)
+        most = _interface_mtu(target.interface)
         if mtu is None:
-            mtu = _interface_mtu(target.interface) or _MTU_DEFAULT
+            mtu = min(most or _MTU_DEFAULT, _RANGES["mtu"][1])
+        elif most is not None and mtu > most:
+            raise ValueError(
+                f"mtu: {target.interface} has {most} bytes, not {mtu}; to change that: "
+                f"ip link set {target.interface} mtu {mtu}"
+            )
         number = _plug_in_target(target, rest)
         failing.callback(plug_out, number)
         options.setdefault("frame_room", target.room)

@@ -78,7 +78,10 @@ static int ring_pair(uint16_t queues, uint32_t slots, uint16_t ports[2], const s
     }
     number++;
     if (rc != 0) {
-        if (pair != NULL && pair->refs == 0) {
+        while (pair != NULL && pair->refs > 0) {
+            (void)mn_dpdk_unprobe_locked(pair->ports[--pair->refs]);
+        }
+        if (pair != NULL) {
             free_pair(pair);
         }
         return mn_dpdk_fail(err, rc, "a pair of rings of %u slots: %s", slots, rte_strerror(-rc));
@@ -99,7 +102,7 @@ struct dpdk_pair *mn_dpdk_pair_of(uint16_t port)
     return pair;
 }
 
-void mn_dpdk_pair_left(struct dpdk_pair *pair, struct mn_dpdk *d)
+void mn_dpdk_pair_keep(struct dpdk_pair *pair, struct mn_dpdk *d)
 {
     for (uint32_t i = 0; i < DPDK_QUEUES_MAX; i++) {
         if (d->q[i].pool != NULL) {
@@ -107,8 +110,12 @@ void mn_dpdk_pair_left(struct dpdk_pair *pair, struct mn_dpdk *d)
             d->q[i].pool = NULL;
         }
     }
+}
+
+void mn_dpdk_pair_left(struct dpdk_pair *pair, uint16_t port)
+{
     for (uint32_t end = 0; end < 2; end++) {
-        if (pair->ports[end] == d->port) {
+        if (pair->ports[end] == port) {
             pair->ports[end] = UINT16_MAX; /* its number may be another's from now on */
         }
     }
@@ -140,10 +147,16 @@ struct dpdk_pair *mn_dpdk_pair_of(uint16_t port)
     return NULL;
 }
 
-void mn_dpdk_pair_left(struct dpdk_pair *pair, struct mn_dpdk *d)
+void mn_dpdk_pair_keep(struct dpdk_pair *pair, struct mn_dpdk *d)
 {
     (void)pair;
     (void)d;
+}
+
+void mn_dpdk_pair_left(struct dpdk_pair *pair, uint16_t port)
+{
+    (void)pair;
+    (void)port;
 }
 
 #endif

@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 
+#include <rte_dev.h>
 #include <rte_errno.h>
 #include <rte_ether.h>
 #include <rte_mempool.h>
@@ -141,11 +142,29 @@ static uint16_t ring_size(uint16_t wanted, uint16_t drivers)
     return drivers != 0 ? drivers : DESC_DEFAULT;
 }
 
+/* What is asked for is had or refused; only a driver's alignment may add to it. */
+static int check_desc(const struct mn_dpdk *d, const char *which, uint16_t wanted,
+                      const struct rte_eth_desc_lim *lim, const struct dpdk_err *err)
+{
+    if (wanted != 0 && (wanted < lim->nb_min || (lim->nb_max != 0 && wanted > lim->nb_max))) {
+        return mn_dpdk_fail(
+            err, -EINVAL, "%s: %s takes %u to %u descriptors, in multiples of %u: %u", which,
+            d->driver, lim->nb_min, lim->nb_max, mn_max_u32(lim->nb_align, 1), wanted);
+    }
+    return 0;
+}
+
 static int choose_desc(struct mn_dpdk *d, const struct rte_eth_dev_info *info,
                        const struct dpdk_err *err)
 {
-    int rc;
+    int rc = check_desc(d, "rx_desc", d->cfg.rx_desc, &info->rx_desc_lim, err);
 
+    if (rc == 0) {
+        rc = check_desc(d, "tx_desc", d->cfg.tx_desc, &info->tx_desc_lim, err);
+    }
+    if (rc != 0) {
+        return rc;
+    }
     d->rx_desc = ring_size(d->cfg.rx_desc, info->default_rxportconf.ring_size);
     d->tx_desc = ring_size(d->cfg.tx_desc, info->default_txportconf.ring_size);
     rc = rte_eth_dev_adjust_nb_rx_tx_desc(d->port, &d->rx_desc, &d->tx_desc);
@@ -232,6 +251,10 @@ static int set_mac(struct mn_dpdk *d, const struct dpdk_err *err)
             }
         }
     }
+    if (rte_is_zero_ether_addr(&addr)) { /* net_ring: nobody gave it one */
+        rte_eth_random_addr(addr.addr_bytes);
+        (void)rte_eth_dev_default_mac_addr_set(d->port, &addr);
+    }
     memcpy(d->nic.mac, addr.addr_bytes, sizeof(d->nic.mac));
     return 0;
 }
@@ -256,6 +279,16 @@ void mn_dpdk_stop(struct mn_dpdk *d)
     if (d->started) {
         (void)rte_eth_dev_stop(d->port);
         d->started = false;
+    }
+}
+
+void mn_dpdk_plug_out(struct mn_dpdk *d)
+{
+    mn_dpdk_stop(d);
+    (void)rte_eth_dev_close(d->port);
+    if (d->device != NULL) {
+        (void)rte_dev_remove(d->device);
+        d->device = NULL;
     }
 }
 

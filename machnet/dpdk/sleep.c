@@ -179,11 +179,13 @@ void mn_dpdk_sleep_detach(struct mn_dpdk *d)
 
 /* ---- going to sleep, and being awake again --------------------------------------------------- */
 
-static void set_timer(int fd, uint64_t ns)
+static void set_timer(struct dpdk_queue *q, uint64_t ns)
 {
-    struct itimerspec when = {.it_value = {.tv_nsec = (long)ns}};
+    struct itimerspec when = {
+        .it_value = {.tv_sec = (time_t)(ns / MN_NS_PER_S), .tv_nsec = (long)(ns % MN_NS_PER_S)}};
 
-    (void)timerfd_settime(fd, 0, &when, NULL);
+    (void)timerfd_settime(q->timer_fd, 0, &when, NULL);
+    q->timer_on = ns != 0;
 }
 
 static uint64_t next_nap(const struct mn_dpdk *d, struct dpdk_queue *q)
@@ -202,7 +204,7 @@ static uint64_t next_nap(const struct mn_dpdk *d, struct dpdk_queue *q)
 static bool arm(struct mn_dpdk *d, struct dpdk_queue *q, uint16_t queue)
 {
     if (MN_UNLIKELY(!mn_dpdk_enter(d, q))) {
-        set_timer(q->timer_fd, DOUBT_NS);
+        set_timer(q, DOUBT_NS);
         return true;
     }
     if (d->wake == MN_DPDK_WAKE_INTERRUPT) {
@@ -214,9 +216,9 @@ static bool arm(struct mn_dpdk *d, struct dpdk_queue *q, uint16_t queue)
         return false;
     }
     if (d->wake == MN_DPDK_WAKE_INTERRUPT) {
-        set_timer(q->timer_fd, DOUBT_NS);
+        set_timer(q, DOUBT_NS);
     } else if (d->wake == MN_DPDK_WAKE_TIMER) {
-        set_timer(q->timer_fd, next_nap(d, q));
+        set_timer(q, next_nap(d, q));
     }
     return true;
 }
@@ -249,8 +251,8 @@ static void disarm(struct mn_dpdk *d, struct dpdk_queue *q, uint16_t queue)
         (void)rte_eth_dev_rx_intr_disable(d->port, queue);
         mn_dpdk_leave(q);
     }
-    if (d->wake != MN_DPDK_WAKE_FD) {
-        set_timer(q->timer_fd, 0);
+    if (q->timer_on) { /* perhaps set while the device was away */
+        set_timer(q, 0);
     }
     if (d->wake != MN_DPDK_WAKE_TIMER) {
         quiet(d, q);

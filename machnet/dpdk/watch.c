@@ -9,6 +9,7 @@
  */
 #include "dpdk_int.h"
 
+#include <errno.h>
 #include <linux/membarrier.h>
 #include <net/if.h>
 #include <stdio.h>
@@ -60,6 +61,11 @@ static bool take_gone(uint16_t port)
     return (atomic_fetch_and(&gone_ports[port / bits], ~mask) & mask) != 0;
 }
 
+void mn_dpdk_forget_gone(uint16_t port)
+{
+    (void)take_gone(port);
+}
+
 static int port_event(uint16_t port, enum rte_eth_event_type type, void *arg, void *ret)
 {
     (void)arg;
@@ -85,19 +91,28 @@ static void device_event(const char *device, enum rte_dev_event_type type, void 
 
 /* ---- the kernel's interface below ------------------------------------------------------------ */
 
-static bool interface_exists(uint32_t if_index)
+/* By a socket that is there already: a process without descriptors to spare has not lost its
+ * interfaces. */
+static bool interface_name(uint32_t if_index, struct ifreq *req)
 {
-    char name[IF_NAMESIZE];
+    memset(req, 0, sizeof(*req));
+    req->ifr_ifindex = (int)if_index;
+    return ioctl(watch.sock, SIOCGIFNAME, req) == 0;
+}
 
-    return if_indextoname(if_index, name) != NULL;
+static bool interface_gone(uint32_t if_index)
+{
+    struct ifreq req;
+
+    return !interface_name(if_index, &req) && errno == ENODEV;
 }
 
 static bool interface_runs(uint32_t if_index)
 {
-    struct ifreq req = {0};
+    struct ifreq req;
 
-    return if_indextoname(if_index, req.ifr_name) != NULL &&
-           ioctl(watch.sock, SIOCGIFFLAGS, &req) == 0 && (req.ifr_flags & IFF_RUNNING) != 0;
+    return interface_name(if_index, &req) && ioctl(watch.sock, SIOCGIFFLAGS, &req) == 0 &&
+           (req.ifr_flags & IFF_RUNNING) != 0;
 }
 
 /* A driver on top of an interface says "up" once and for all. */
@@ -160,10 +175,7 @@ static void unplug(struct mn_dpdk *d)
     memset(&d->last, 0, sizeof(d->last));
     d->unplugged++;
     d->present = false;
-    mn_dpdk_stop(d);
-    (void)rte_eth_dev_close(d->port);
-    (void)rte_dev_remove(d->device);
-    d->device = NULL;
+    mn_dpdk_plug_out(d);
     mn_dpdk_read_link(d);
 }
 
@@ -193,10 +205,7 @@ static void replug(struct mn_dpdk *d)
     /* The engine knows its address, and what the port could do. */
     memcpy(d->cfg.mac, d->nic.mac, sizeof(d->cfg.mac));
     if (mn_dpdk_setup(d, &none) != 0 || (d->nic.caps.tx_csum_tcp && !d->tx_marks)) {
-        mn_dpdk_stop(d);
-        (void)rte_eth_dev_close(d->port);
-        (void)rte_dev_remove(d->device);
-        d->device = NULL;
+        mn_dpdk_plug_out(d);
         return;
     }
     d->present = true;
@@ -214,7 +223,7 @@ static void look(void)
             replug(d);
             continue;
         }
-        if (take_gone(d->port) || (d->if_index != 0 && !interface_exists(d->if_index))) {
+        if (take_gone(d->port) || (d->if_index != 0 && interface_gone(d->if_index))) {
             unplug(d);
         } else {
             mn_dpdk_read_link(d);

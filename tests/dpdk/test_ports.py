@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""Ports that come and go, and those that are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import resource
+from pathlib import Path
+
+import pytest
+from dpdk_kit import need_root
+
+from machnet import dpdk
+from machnet.dpdk import EalError
+
+#: More than EAL has of anything that a port takes: 32 ports, 2560 memory zones.
+MANY = 200
+
+
+def rss_kb() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise AssertionError
+
+
+def descriptors() -> list[str]:
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            found.append(str(entry.readlink()).partition(":")[0])
+    # Each is a piece of EAL's memory, of which it may keep some.
+    return sorted(name for name in found if not name.startswith("/memfd"))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"queues": 0}, "queues: 0 is not a number within 1 to 16"),
+        ({"queues": 17}, "queues: 17 is not"),
+        ({"queues": "2"}, "queues: '2' is not"),
+        ({"mtu": 67}, "mtu: 67 is not a number within 68 to 65279"),
+        ({"mtu": 65280}, "mtu: 65280 is not"),
+        ({"mtu": -1}, "mtu: -1 is not"),
+        ({"rx_desc": 65536}, "rx_desc: 65536 is not a number within 0 to 65535"),
+        ({"tx_desc": -1}, "tx_desc: -1 is not"),
+        ({"pool_mbufs": (1 << 20) + 1}, "pool_mbufs: 1048577 is not"),
+        ({"nap_max_us": 1_000_001}, "nap_max_us: 1000001 is not"),
+        ({"mac": "01:00:00:00:00:01"}, "mac: 01:00:00:00:00:01 is no address of a host"),
+        ({"mac": "00:00:00:00:00:00"}, "is no address of a host"),
+        ({"mac": "one"}, "'one' is no MAC address"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_accepted(value, said):
+    with pytest.raises(ValueError, match=said):
+        dpdk.open_port("net_null0", **value)
+    if "mac" not in value:  # a pair has two
+        with pytest.raises(ValueError, match=said):
+            dpdk.ring_pair(**value)
+    dpdk.open_port("net_null0").close()
+
+
+def test_a_number_of_slots_that_rings_do_not_have():
+    for slots, said in ((1000, "slots: 1000 is no power of two"), (1, "slots: 1 is not")):
+        with pytest.raises(ValueError, match=said):
+            dpdk.ring_pair(slots=slots)
+
+
+def test_an_option_that_there_is_not():
+    with pytest.raises(TypeError, match="rx_descs"):
+        dpdk.open_port("net_null0", rx_descs=64)
+    dpdk.open_port("net_null0").close()
+
+
+@pytest.mark.parametrize(
+    ("device", "code", "said"),
+    [
+        ("net_nosuch0", errno.ENODEV, "net_nosuch0: no bus or driver of DPDK has that name"),
+        ("net_null0,colour=red", errno.EINVAL, "net_null0,colour=red: its driver refuses it"),
+        ("net_pcap0,rx_pcap=/nosuch", errno.EINVAL, "Couldn't open /nosuch"),
+        ("net_null0," + "x" * 260, errno.ENAMETOOLONG, "more than 255 characters"),
+    ],
+)
+def test_a_device_that_no_driver_takes(device, code, said):
+    for _ in range(40):  # more than there can be ports
+        with pytest.raises(EalError, match=said) as caught:
+            dpdk.open_port(device)
+        assert caught.value.errno == code
+        assert "root" not in str(caught.value)
+
+
+def test_a_device_can_be_opened_once():
+    with contextlib.closing(dpdk.open_port("net_null3")) as port:
+        for _ in range(3):
+            with pytest.raises(EalError, match="net_null3 is open already; this process") as caught:
+                dpdk.open_port("net_null3")
+            assert caught.value.errno == errno.EEXIST
+        assert port.info()["present"]
+    dpdk.open_port("net_null3").close()
+
+
+def test_an_interface_can_be_opened_once(veth):
+    with contextlib.closing(dpdk.open_port(veth.name)) as port:
+        with pytest.raises(EalError, match=f"same interface .{veth.name}.") as caught:
+            dpdk.open_port(veth.name)
+        assert caught.value.errno == errno.EEXIST
+        assert port.link()[0]
+    dpdk.open_port(f"net_af_packet0,iface={veth.name}").close()
+
+
+def test_an_mtu_that_the_interface_does_not_have(veth):
+    with pytest.raises(ValueError, match=f"{veth.name} has 1500 bytes, not 3000; .*mtu 3000"):
+        dpdk.open_port(veth.name, mtu=3000)
+    with contextlib.closing(dpdk.open_port(veth.name, mtu=1000)) as port:
+        assert port.mtu == 1000
+
+
+def test_opening_and_closing_leaves_nothing():
+    for _ in range(2):
+        for one in (dpdk.open_port("net_null0"), *dpdk.ring_pair(queues=2)):
+            one.close()
+    rss, open_files = rss_kb(), descriptors()
+    for i in range(MANY):
+        with contextlib.closing(dpdk.open_port(f"net_null{i % 7}", pool_mbufs=600)) as port:
+            assert port.stats()["mbufs_free"] == 600
+    for _ in range(MANY // 10):
+        for one in dpdk.ring_pair(queues=2, pool_mbufs=600):
+            one.close()
+    assert descriptors() == open_files
+    assert rss_kb() - rss < 8192
+
+
+def test_packet_sockets_are_closed(veth):
+    dpdk.open_port(veth.name, queues=2).close()
+    open_files = descriptors()
+    for _ in range(8):
+        dpdk.open_port(veth.name, queues=2, pool_mbufs=600).close()
+    assert descriptors() == open_files
+
+
+def test_pairs_that_can_not_be_opened_leave_nothing():
+    # Each has two ports, and EAL has 32.
+    for _ in range(20):
+        with pytest.raises(TypeError, match="colour"):
+            dpdk.ring_pair(colour="red")
+        with pytest.raises(ValueError, match="is no address of a host"):
+            dpdk.ring_pair(macs=("02:00:00:00:00:01", "ff:ff:ff:ff:ff:ff"))
+    for one in dpdk.ring_pair():
+        one.close()
+
+
+def test_ports_side_by_side():
+    with contextlib.ExitStack() as opened:
+        ports = []
+        for i in range(20):
+            ports.append(dpdk.open_port(f"net_null{i}", pool_mbufs=64))
+            opened.callback(ports[-1].close)
+        assert len({port.info()["port"] for port in ports}) == 20
+        assert all(port.info()["present"] for port in ports)
+        ports.pop(7).close()
+        assert all(port.info()["present"] for port in ports)
+
+
+def test_a_port_without_an_address_gets_one():
+    with contextlib.closing(dpdk.open_port("net_ring7")) as port:
+        assert port.mac != "00:00:00:00:00:00"
+        assert int(port.mac[:2], 16) & 3 == 2
+
+
+def test_a_process_without_descriptors_to_spare_keeps_its_interfaces(veth):
+    need_root()
+    with contextlib.closing(dpdk.open_port(veth.name)) as port:
+        old = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, old[1]))
+        try:
+            port.look()
+            found, link = port.info(), port.link()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, old)
+        assert found["present"]
+        assert link[0]
+        assert port.stats()["unplugged"] == 0
