@@ -13,6 +13,7 @@ import pytest
 import suite_chaos
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sanitized import fewer
 from suite_chaos import Job
 
 from machnet.sim.faults import Fault
@@ -20,7 +21,7 @@ from machnet.sim.faults import Fault
 # Hypothesis may take five minutes to reduce what it found.
 pytestmark = pytest.mark.timeout(3600 if "MACHNET_NIGHTLY" in os.environ else 900)
 
-EXAMPLES = 5000 if "MACHNET_NIGHTLY" in os.environ else 100
+EXAMPLES = 5000 if "MACHNET_NIGHTLY" in os.environ else fewer(100, 30)
 SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
 WORK = st.lists(suite_chaos.jobs(), min_size=1, max_size=5)
 
