@@ -4,8 +4,8 @@
 The guest sees the host's files (read-only, below a layer of its own), so that it runs the host's Python and the
 environment that the caller runs in. Its NICs lie on TAPs of a `KernelHost`, where the peers are:
 
-    eth0  virtio-net, 10.78.0.2/24    to the host's 10.78.0.1: whatever tests need to say to each other
-    eth1  the one that is tested      to the host's interface `Guest.INTERFACE`
+    eth0        virtio-net, 10.78.0.2/24   to the host's 10.78.0.1: what tests need to say to each other
+    eth1, eth2  those that are tested      to interfaces of the same names on the host
 
 It ends with the `KernelHost`, and so with the process that made it.
 """
@@ -33,9 +33,8 @@ from machnet.sim.kernel_host import KernelHost
 HERE = Path(__file__).resolve().parent
 BOOT_S = 120.0
 STOP_S = 20.0
-MAC = "52:54:00:77:00:02"
-#: PCI address of the NIC that is tested: alone behind a port, so that it can be unplugged.
-PCI = "0000:01:00.0"
+#: The NICs that are tested, and their PCI addresses: each alone behind a port, so that it can be unplugged.
+PCI = {"eth1": "0000:01:00.0", "eth2": "0000:02:00.0"}
 _LOG_CHARACTERS = 6000
 
 
@@ -48,11 +47,11 @@ class Machine:
     """What a guest is made of.
 
     Attributes:
-        model: QEMU's name of the NIC that is tested.
-        driver: Linux's driver for it.
-        queues: Receive queues of the NIC.
+        model: QEMU's name of the NICs that are tested.
+        driver: Linux's driver for them.
+        queues: Receive queues of each.
         iommu: Whether there is an IOMMU, which vfio-pci needs.
-        options: More options of the NIC's device.
+        options: More options of their devices.
         memory_mb: Of the guest.
         cpus: Of the guest.
         huge_pages: Of 2 MB each.
@@ -138,7 +137,6 @@ class Guest:
         GuestError: It did not start.
     """
 
-    INTERFACE = "nic0"
     HOST_IP = "10.78.0.1"
     GUEST_IP = "10.78.0.2"
 
@@ -163,35 +161,35 @@ class Guest:
     # --- life -----------------------------------------------------------------------------------
 
     def _start(self, image: images.Image) -> None:
-        taps = self.host.open_tap_queues("mgmt0", 1, kernel_ip=f"{self.HOST_IP}/24")
-        nic = self.host.open_tap_queues(self.INTERFACE, self.machine.queues)
-        ends = [socket.socketpair() for _ in range(2)]
-        (self._agent, agent), (self._qmp, qmp) = ends
-        self._qmp_file = self._qmp.makefile("rw")
-        for end in (self._agent, self._qmp, self._qmp_file):
-            self._exits.callback(end.close)
-        fds = [*taps, *nic, agent.fileno(), qmp.fileno()]
-        command = [*image.command(), *self._options(image, taps, nic, agent.fileno(), qmp.fileno())]
+        fds: dict[str, list[int]] = {}
         try:
+            fds["eth0"] = self.host.open_tap_queues("eth0", 1, kernel_ip=f"{self.HOST_IP}/24")
+            for name in PCI:
+                fds[name] = self.host.open_tap_queues(name, self.machine.queues)
+            self._agent, fds["agent"] = self._socket()
+            self._qmp, fds["qmp"] = self._socket()
+            self._qmp_file = self._exits.enter_context(self._qmp.makefile("rw"))
             with (self.folder / "qemu.txt").open("wb") as said:
                 self._process = self.host.popen(
-                    command,
+                    [*image.command(), *self._options(image, fds)],
                     env=image.environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=said,
                     stderr=said,
-                    pass_fds=fds,
+                    pass_fds=[fd for several in fds.values() for fd in several],
                 )
         finally:
-            agent.close()
-            qmp.close()
-            for fd in (*taps, *nic):
-                os.close(fd)
+            for several in fds.values():
+                for fd in several:
+                    os.close(fd)
         self._exits.callback(self._kill)
 
-    def _options(
-        self, image: images.Image, taps: list[int], nic: list[int], agent: int, qmp: int
-    ) -> list[str]:
+    def _socket(self) -> tuple[socket.socket, list[int]]:
+        """A socket to QEMU, and the descriptor of its other end."""
+        ours, theirs = socket.socketpair()
+        return self._exits.enter_context(ours), [theirs.detach()]
+
+    def _options(self, image: images.Image, fds: dict[str, list[int]]) -> list[str]:
         machine = self.machine
         arguments = {
             "driver": machine.driver,
@@ -215,21 +213,27 @@ class Guest:
             *("-kernel", str(image.kernel), "-initrd", str(image.initramfs), "-append", kernel),
             *iommu,
             *("-device", "virtio-serial-pci,id=serial"),
-            *("-chardev", f"socket,id=agent,fd={agent}"),
+            *("-chardev", f"socket,id=agent,fd={fds['agent'][0]}"),
             *("-device", "virtserialport,bus=serial.0,chardev=agent,name=machnet.agent"),
-            *("-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"),
+            *("-chardev", f"socket,id=qmp,fd={fds['qmp'][0]}", "-mon", "chardev=qmp,mode=control"),
             *("-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"),
             *("-virtfs", shared),
-            *("-netdev", f"tap,id=mgmt,fd={taps[0]}"),
-            *("-device", "virtio-net-pci,netdev=mgmt,mac=52:54:00:78:00:02,romfile="),
-            *("-device", "pcie-root-port,id=port1,chassis=1,slot=1"),
-            *("-netdev", f"tap,id=nic,fds={':'.join(map(str, nic))}"),
-            *("-device", self._nic_device()),
+            *("-netdev", f"tap,id=net-eth0,fd={fds['eth0'][0]}"),
+            *("-device", "virtio-net-pci,netdev=net-eth0,mac=52:54:00:78:00:02,romfile="),
+            *(word for number, name in enumerate(PCI, 1) for word in self._nic(number, fds[name])),
         ]  # fmt: skip
 
-    def _nic_device(self) -> str:
-        more = f",{self.machine.options}" if self.machine.options else ""
-        return f"{self.machine.model},id=eth1,netdev=nic,bus=port1,mac={MAC},romfile={more}"
+    def _nic(self, number: int, fds: list[int]) -> list[str]:
+        return [
+            *("-device", f"pcie-root-port,id=port{number},chassis={number},slot={number}"),
+            *("-netdev", f"tap,id=net-eth{number},fds={':'.join(map(str, fds))}"),
+            *("-device", self._device(number)),
+        ]
+
+    def _device(self, number: int) -> str:
+        name, more = f"eth{number}", f",{self.machine.options}" if self.machine.options else ""
+        place = f"id={name},netdev=net-{name},bus=port{number},mac=52:54:00:77:00:{number:02x}"
+        return f"{self.machine.model},{place},romfile={more}"
 
     def _kill(self) -> None:
         self._process.kill()
@@ -376,27 +380,28 @@ class Guest:
             else:
                 return answer["return"]
 
-    def set_cable(self, plugged: bool) -> None:
-        """Pull the cable out of the NIC, or plug it in."""
-        self.qmp("set_link", name="eth1", up=plugged)
+    def set_cable(self, name: str, plugged: bool) -> None:
+        """Pull the cable out of a NIC, or plug it in."""
+        self.qmp("set_link", name=name, up=plugged)
 
-    def unplug(self) -> None:
-        """Take the NIC out of the machine; returns once it is out."""
-        self.qmp("device_del", id="eth1")
+    def unplug(self, name: str) -> None:
+        """Take a NIC out of the machine; returns once it is out."""
+        self.qmp("device_del", id=name)
         self._qmp.settimeout(BOOT_S)
         try:
             while not any(
-                event.get("event") == "DEVICE_DELETED" and event["data"].get("device") == "eth1"
+                event.get("event") == "DEVICE_DELETED" and event["data"].get("device") == name
                 for event in self._events
             ):
                 self._events.append(self._qmp_answer())
         except TimeoutError:
-            raise GuestError(f"the NIC was not given up\n{self.last_words()}") from None
+            raise GuestError(f"{name} was not given up\n{self.last_words()}") from None
         finally:
             self._qmp.settimeout(None)
         self._events = self._events[:1]
 
-    def plug(self) -> None:
-        """Put the NIC back."""
-        words = dict(word.split("=", 1) for word in self._nic_device().split(",")[1:])
+    def plug(self, name: str) -> None:
+        """Put a NIC back."""
+        device = self._device(int(name.removeprefix("eth")))
+        words = dict(word.split("=", 1) for word in device.split(",")[1:])
         self.qmp("device_add", driver=self.machine.model, **words)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One guest with all that lies around it, and what is done with it.
 
-In the host's namespace a bridge joins the guest's NIC with a TAP for a machnet of the host's; the bridge's own
+In the host's namespace a bridge joins the guest's NICs with a TAP for a machnet of the host's; the bridge's own
 address is that of the host's kernel.
 """
 
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from guest import Command, Guest, GuestError, Machine, last_object
+from guest import PCI, Command, Guest, GuestError, Machine, last_object
 from image import Image
 
 import machnet
@@ -27,7 +27,8 @@ KERNEL_IP = "10.77.0.1"
 GUEST_IP = "10.77.0.2"
 #: Of the machnet on the host, in experiment 2.
 OTHER_IP = "10.77.0.3"
-NIC = "eth1"
+#: The NIC that most is done with, and its peer in tests between two machnets.
+NIC, PEER_NIC = PCI
 #: Where the package is: a process of -m looks into its working directory first, not into a checkout.
 PACKAGES = Path(machnet.__file__).resolve().parent.parent
 PATIENCE_S = 60.0
@@ -127,7 +128,7 @@ class Lab:
         with self.host.iproute() as route:
             route.link("add", ifname=BRIDGE, kind="bridge", br_stp_state=0, br_forward_delay=0)
             (index,) = route.link_lookup(ifname=BRIDGE)
-            for name in (Guest.INTERFACE, "machnet0"):
+            for name in (*PCI, "machnet0"):
                 (port,) = route.link_lookup(ifname=name)
                 route.link("set", index=port, master=index)
             route.link("set", index=index, state="up")

@@ -11,7 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from guest import PCI, Command, Guest, GuestError
-from lab import GUEST_IP, KERNEL_IP, NIC, OTHER_IP, PATIENCE_S, HostCommand, Lab, installed
+from lab import (
+    GUEST_IP,
+    KERNEL_IP,
+    NIC,
+    OTHER_IP,
+    PATIENCE_S,
+    PEER_NIC,
+    HostCommand,
+    Lab,
+    installed,
+)
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PORTABLE = ROOT / "tests" / "portable"
@@ -33,21 +43,21 @@ def need(condition: bool, what: str) -> None:
 
 def driver_now(lab: Lab) -> str:
     """The kernel's driver that has the NIC; empty for none."""
-    link = f"/sys/bus/pci/devices/{PCI}/driver"
+    link = f"/sys/bus/pci/devices/{PCI[NIC]}/driver"
     return lab.run("sh", "-c", f"readlink {link} || true").strip().rpartition("/")[2]
 
 
 def row_of_nic(lab: Lab) -> dict[str, object]:
     """What `machnet nic list` says of the NIC."""
     rows = json.loads(lab.run("machnet", "nic", "list", "--json"))
-    found = [row for row in rows if row["address"] == PCI]
-    need(len(found) == 1, f"{PCI} is not listed once: {rows}")
+    found = [row for row in rows if row["address"] == PCI[NIC]]
+    need(len(found) == 1, f"{PCI[NIC]} is not listed once: {rows}")
     return dict(found[0])
 
 
 def bind(lab: Lab) -> str:
-    """Give the NIC to DPDK."""
-    lab.run("machnet", "nic", "bind", NIC, f"--driver={lab.driver}")
+    """Give both NICs to DPDK."""
+    lab.run("machnet", "nic", "bind", NIC, PEER_NIC, f"--driver={lab.driver}")
     need(driver_now(lab) == lab.driver, f"after bind the driver is {driver_now(lab)!r}")
     return lab.driver
 
@@ -67,8 +77,8 @@ def refused_until_bound(lab: Lab) -> str:
 
 
 def unbind(lab: Lab) -> str:
-    """Return the NIC to the kernel."""
-    lab.run("machnet", "nic", "unbind", NIC)
+    """Return both NICs to the kernel."""
+    lab.run("machnet", "nic", "unbind", NIC, PEER_NIC)
     need(driver_now(lab) == lab.machine.driver, f"after unbind: {driver_now(lab)!r}")
     lab.run("ip", "link", "show", NIC)
     return f"back with {lab.machine.driver}"
@@ -105,9 +115,11 @@ def portable_tests(lab: Lab) -> str:
     # Plugins that are not needed cost seconds to import here.
     suite = lab.start(
         *("python", "-m", "pytest", "-c", "/dev/null", f"--rootdir={PORTABLE}", "-rs", "-q"),
+        *("--durations=8",),
         *("--import-mode=importlib", "-p", "no:cacheprovider", "-p", "pytest_machnet.plugin"),
         *("-p", "pytest_timeout", "--timeout=120", f"--junitxml={lab.folder}/report.xml"),
         *(f"--machnet-nic={NIC}", f"--machnet-ip={GUEST_IP}/24", f"--machnet-peer=tcp://{where}"),
+        f"--machnet-peer-nic={PEER_NIC}",
         str(PORTABLE),
         MACHNET_AGENT_TOKEN=token,
         PYTEST_DISABLE_PLUGIN_AUTOLOAD="1",
