@@ -443,6 +443,10 @@ links.restore(was, "d0")
 links.restore(was, "eth7")
 now = links.former("eth7", mac)
 assert now == was, now
+seen = {(a.get("IFA_LOCAL") or a.get("IFA_ADDRESS"), a["prefixlen"]) for a in ip.get_addr(index=index)}
+assert {("10.9.0.1", 24), ("fd09::1", 64)} <= seen, seen
+link = ip.link("get", index=index)[0]
+assert (link.get("ifname"), link.get("mtu"), link["state"]) == ("eth7", 1400, "up"), link
 ip.route("add", dst="default", gateway="10.9.0.2")
 print(links.has_default_route("eth7"), links.has_default_route("d1"))
 ip.route("del", dst="default", gateway="10.9.0.2")
