@@ -31,8 +31,8 @@ import image as images
 from machnet.sim.kernel_host import KernelHost
 
 HERE = Path(__file__).resolve().parent
-BOOT_S = 120.0
-STOP_S = 20.0
+BOOT_S = 180.0
+STOP_S = 60.0
 #: The NICs that are tested, and their PCI addresses: each alone behind a port, so that it can be unplugged.
 PCI = {"eth1": "0000:01:00.0", "eth2": "0000:02:00.0"}
 _LOG_CHARACTERS = 6000
@@ -93,13 +93,13 @@ class Command:
     def __str__(self) -> str:
         return " ".join(self.argv)
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = 180.0) -> int:
         """Wait for its end; its status, as of `subprocess`."""
         self.guest.wait_until(lambda: self.status is not None, timeout, f"the end of {self}", self)
         assert self.status is not None
         return self.status
 
-    def expect(self, text: str, timeout: float = 60.0) -> None:
+    def expect(self, text: str, timeout: float = 180.0) -> None:
         """Wait until it has printed something."""
         what = f"{text!r} from {self}"
         self.guest.wait_until(
@@ -328,7 +328,7 @@ class Guest:
         self,
         argv: Sequence[str | Path],
         *,
-        timeout: float = 60.0,
+        timeout: float = 180.0,
         check: bool = True,
         **options: Any,
     ) -> Command:

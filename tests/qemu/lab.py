@@ -31,7 +31,7 @@ OTHER_IP = "10.77.0.3"
 NIC, PEER_NIC = PCI
 #: Where the package is: a process of -m looks into its working directory first, not into a checkout.
 PACKAGES = Path(machnet.__file__).resolve().parent.parent
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 BRIDGE = "bridge0"
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PORTABLE = ROOT / "tests" / "portable"
 #: Of each experiment: enough to go round all rings, little enough for an emulated processor.
 MESSAGES = 2_000
-SUITE_S = 240.0
+SUITE_S = 400.0
 
 Step = Callable[[Lab], str]
 
