@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The sidecars of the demo: processes on TAP devices of a Linux host."""
+"""The sidecars of the demo: processes on TAP devices of a Linux host, or on DPDK ports there."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class DemoSidecar:
 
     Args:
         host: Where it runs; it ends with it at the latest.
-        fd: Of its TAP device; it stays the caller's.
+        nic: NIC string.
+        pass_fds: Descriptors that the NIC needs; they stay the caller's.
         ip: Its address.
         poll: ``busy`` or ``adaptive``.
         cpu: It may run on this one only; None: on any.
@@ -56,7 +57,15 @@ class DemoSidecar:
         PairError: It did not start; the text has its last words.
     """
 
-    def __init__(self, host: KernelHost, fd: int, ip: str, poll: str, cpu: int | None) -> None:
+    def __init__(
+        self,
+        host: KernelHost,
+        nic: str,
+        pass_fds: tuple[int, ...],
+        ip: str,
+        poll: str,
+        cpu: int | None,
+    ) -> None:
         with contextlib.ExitStack() as cleanup:
             directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mn-demo-"))
             self.ip = ip
@@ -65,7 +74,7 @@ class DemoSidecar:
             ready, ready_fd = os.pipe()
             cleanup.callback(os.close, ready)
             command = [sys.executable, "-m", "machnet.cli.run", f"--socket={self.socket}"]
-            command += [f"--nic=tap:fd={fd}", f"--ip={ip}/24", f"--poll={poll}", "--drain_ms=100"]
+            command += [f"--nic={nic}", f"--ip={ip}/24", f"--poll={poll}", "--drain_ms=100"]
             try:
                 with pinned(cpu):
                     self._process: subprocess.Popen[bytes] = host.popen(
@@ -73,7 +82,7 @@ class DemoSidecar:
                         stdin=subprocess.DEVNULL,
                         stdout=self._log,
                         stderr=self._log,
-                        pass_fds=[fd, ready_fd],
+                        pass_fds=[*pass_fds, ready_fd],
                         # -m looks into the working directory first: not into a checkout.
                         cwd=Path(machnet.__file__).resolve().parent.parent,
                     )
@@ -109,6 +118,27 @@ class DemoSidecar:
     def close(self) -> None:
         """End it, and remove its files."""
         self._cleanup.close()
+
+
+def cable(host: KernelHost, names: tuple[str, str], kernel_ip: str | None) -> None:
+    """Join two new interfaces of a host by a cable (a veth pair), for DPDK's packet sockets.
+
+    What the kernel sends on the first one is finished and within the MTU, as a wire would have it.
+
+    Args:
+        host: Where both are.
+        names: The kernel's end, and that of a sidecar; without ``kernel_ip`` both are sidecars'.
+        kernel_ip: Address of the kernel's end, as "10.0.0.1/24".
+    """
+    with host.iproute() as route:
+        route.link("add", ifname=names[0], kind="veth", peer=names[1])
+    for name in names:
+        host.sysctl(f"net.ipv6.conf.{name}.disable_ipv6", 1)
+        host.set_offloads(name, on=False)
+    if kernel_ip is not None:
+        host.add_address(names[0], kernel_ip)
+    for name in names:
+        host.set_link(name, up=True)
 
 
 def bridge(host: KernelHost, names: tuple[str, str]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import machnet
-from machnet.cli._demo_sidecar import PATIENCE_S, DemoSidecar, PairError, bridge, pinned
+from machnet.cli._demo_sidecar import PATIENCE_S, DemoSidecar, PairError, bridge, cable, pinned
 from machnet.sim.kernel_host import KernelHost
 
 #: The kernel's address and the sidecar's, of experiments 1 and 3.
@@ -188,19 +188,23 @@ class Lab:
     """The hosts between which pairs are measured, and the sidecars. A context manager.
 
     A sidecar is started when it is needed first, and stays until the end: one for experiment 1 and one for
-    3, on TAPs whose other ends are the kernel's, and two on TAPs that are bridged, for experiment 2.
+    3, on TAPs whose other ends are the kernel's, and two on TAPs that are bridged, for experiment 2. With
+    DPDK each is on one end of a veth pair, through ``net_af_packet``; the two of experiment 2 share a pair.
 
     Args:
         seconds: How long each measurement takes.
         placement: Where the processes run.
+        dpdk: Whether sidecars have DPDK ports.
 
     Raises:
         KernelHostError: There can be no such hosts here.
     """
 
-    def __init__(self, seconds: float, placement: Placement) -> None:
+    def __init__(self, seconds: float, placement: Placement, *, dpdk: bool = False) -> None:
         self._seconds = seconds
         self._placement = placement
+        self._dpdk = dpdk
+        self._cables: set[str] = set()
         self._cleanup = contextlib.ExitStack()
         self._sidecars: dict[str, DemoSidecar] = {}
         self._fds: dict[str, int] = {}
@@ -227,12 +231,38 @@ class Lab:
                 cleanup.callback(os.close, fd)
             self._sidecars, self._fds = {}, {}
 
-    def _sidecar(self, name: str, ip: str, cpu: int | None, kernel_ip: str | None) -> DemoSidecar:
-        if name not in self._fds:
-            self._fds[name] = self._near.open_tap(name, kernel_ip=kernel_ip)
+    def _nic(
+        self, name: str, kernel_ip: str | None, other: str | None
+    ) -> tuple[str, tuple[int, ...]]:
+        """A sidecar's NIC, and the descriptors that it needs.
+
+        Args:
+            name: Its interface.
+            kernel_ip: Of the kernel at its other end.
+            other: The interface of the sidecar at its other end.
+        """
+        if not self._dpdk:
+            if name not in self._fds:
+                self._fds[name] = self._near.open_tap(name, kernel_ip=kernel_ip)
+            return f"tap:fd={self._fds[name]}", (self._fds[name],)
+        if name not in self._cables:
+            ends = (other or f"{name}-k", name)
+            cable(self._near, ends, kernel_ip)
+            self._cables |= set(ends)
+        return f"dpdk:{name}", ()
+
+    def _sidecar(
+        self,
+        name: str,
+        ip: str,
+        cpu: int | None,
+        kernel_ip: str | None = None,
+        other: str | None = None,
+    ) -> DemoSidecar:
+        nic, fds = self._nic(name, kernel_ip, other)
         sidecar = self._sidecars.get(name)
         if sidecar is None:
-            sidecar = DemoSidecar(self._near, self._fds[name], ip, self._placement.poll, cpu)
+            sidecar = DemoSidecar(self._near, nic, fds, ip, self._placement.poll, cpu)
             self._sidecars[name] = sidecar
         return sidecar
 
@@ -246,9 +276,10 @@ class Lab:
 
     def _pair(self) -> tuple[DemoSidecar, DemoSidecar]:
         """Both sidecars of experiment 2."""
-        fresh = "mna" not in self._fds
-        near = self._sidecar("mna", PAIR_IPS[0], self._placement.client_cpu, None)
-        far = self._sidecar("mnb", PAIR_IPS[1], self._placement.server_cpu, None)
+        fresh = not self._dpdk and "mna" not in self._fds
+        place = self._placement
+        near = self._sidecar("mna", PAIR_IPS[0], place.client_cpu, other="mnb")
+        far = self._sidecar("mnb", PAIR_IPS[1], place.server_cpu, other="mna")
         if fresh:
             bridge(self._near, ("mna", "mnb"))
         return near, far

@@ -3,7 +3,8 @@
 
 Every role is a process of its own: message generators attach to sidecars, each of which has a TAP
 device. Its other end is an interface of a Linux host (a network namespace), or, between two sidecars, a bridge
-there; for scale, the same between two such hosts over a veth, with the kernel's TCP at both ends.
+there; for scale, the same between two such hosts over a veth, with the kernel's TCP at both ends. With
+``--dpdk`` each sidecar has a DPDK port on one end of a veth pair instead.
 """
 
 from __future__ import annotations
@@ -41,6 +42,12 @@ _NAMES = {
     1: "kernel -> machnet",
     2: "machnet -> machnet",
     3: "machnet -> kernel",
+}
+
+
+_NICS = {
+    "tap": "machnet on TAP devices",
+    "dpdk:net_af_packet": "machnet on DPDK, net_af_packet over veths",
 }
 
 
@@ -113,7 +120,7 @@ def plan(
     ]
 
 
-def machine_facts(placement: Placement) -> dict[str, Any]:
+def machine_facts(placement: Placement, *, dpdk: bool = False) -> dict[str, Any]:
     """Return what a figure should be read with: the machine, and how it was used."""
     model = None
     with contextlib.suppress(OSError):
@@ -130,6 +137,7 @@ def machine_facts(placement: Placement) -> dict[str, Any]:
         "client_cpu": placement.client_cpu,
         "server_cpu": placement.server_cpu,
         "poll": placement.poll,
+        "nic": "dpdk:net_af_packet" if dpdk else "tap",
     }
 
 
@@ -142,7 +150,7 @@ def _print_table(outcomes: list[Outcome], machine: dict[str, Any]) -> None:
     table = Table(
         title="Request-reply, payloads checked; round-trip times in us",
         caption=f"Experiment 1: kernel -> machnet, 2: machnet -> machnet, 3: machnet -> kernel. "
-        f"udp is Machnet's own transport. {machine['cpu']}, "
+        f"udp is Machnet's own transport. {_NICS[machine['nic']]}; {machine['cpu']}, "
         f"Linux {machine['kernel']}, {machine['poll']} polling.",
         box=SIMPLE_HEAD,
         padding=0,
@@ -176,10 +184,12 @@ def _print_table(outcomes: list[Outcome], machine: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _measure(cases: list[Case], seconds: float, placement: Placement) -> list[Outcome]:
+def _measure(
+    cases: list[Case], seconds: float, placement: Placement, *, dpdk: bool
+) -> list[Outcome]:
     progress = _Progress(len(cases))
     outcomes = []
-    with Lab(seconds, placement) as lab:
+    with Lab(seconds, placement, dpdk=dpdk) as lab:
         try:
             for case in cases:
                 progress.start(case)
@@ -211,6 +221,17 @@ def _report(
             print(f"machnet demo: {outcome.case}: {outcome.error}", file=sys.stderr)
     print("Every message came back right." if ok else "Not every message came back right.")
     return ok
+
+
+def unavailable(*, dpdk: bool) -> str | None:
+    """Why the demo can't be run here; None: it can."""
+    if not dpdk:
+        return KernelHost.tap_available()
+    from machnet.dpdk import available, missing_reason
+
+    if os.geteuid() != 0:
+        return "--dpdk takes root: DPDK's net_af_packet opens packet sockets (without it, no root)"
+    return KernelHost.available() if available() else missing_reason()
 
 
 class _DemoSeconds(Seconds):
@@ -267,6 +288,11 @@ def _several(name: str, kind: Any, default: tuple[Any, ...], what: str) -> Calla
     "and then sleep.",
 )
 @click.option(
+    "--dpdk/--nodpdk",
+    default=False,
+    help="Sidecars on DPDK (net_af_packet on veths) instead of TAP devices; takes root.",
+)
+@click.option(
     "--json/--nojson", "as_json", default=False, help="Write one JSON object to standard output."
 )
 @click.pass_context
@@ -283,6 +309,7 @@ def main(
     client_cpu: int | None,
     server_cpu: int | None,
     poll: str,
+    dpdk: bool,
     as_json: bool,
 ) -> None:
     """Measure message rates and round-trip times between machnet and Linux's own TCP.
@@ -293,12 +320,14 @@ def main(
     is checked on both ends. Where there are two CPUs, each end runs on one of its own.
 
     Needs a TAP device in a network namespace: root, or a user for whom user namespaces and
-    /dev/net/tun are permitted. Nothing outside these namespaces is touched.
+    /dev/net/tun are permitted. With --dpdk each sidecar instead runs DPDK's poll-mode driver for packet
+    sockets (net_af_packet) on one end of a veth pair, whose other end is the kernel's, or the other
+    sidecar's; that takes root, and machnet built with DPDK. Nothing outside these namespaces is touched.
 
     Exit status: 0 when every message came back right; 1 when one did not; 2 when the command line is
     wrong; 3 when this machine does not permit the demo; 130 when interrupted.
     """
-    reason = KernelHost.tap_available()
+    reason = unavailable(dpdk=dpdk)
     if reason is not None:
         print(f"machnet demo: this can't be run here: {reason}", file=sys.stderr)
         ctx.exit(EXIT_UNAVAILABLE)
@@ -307,10 +336,10 @@ def main(
     except ValueError as error:
         raise click.UsageError(f"{error}.", ctx) from error
     cases = plan(experiments, sizes, windows, baseline=baseline, protocols=protocols)
-    machine = machine_facts(placement)
+    machine = machine_facts(placement, dpdk=dpdk)
     try:
         with _terminable():
-            outcomes = _measure(cases, seconds, placement)
+            outcomes = _measure(cases, seconds, placement, dpdk=dpdk)
     except KernelHostError as error:
         print(f"machnet demo: {error}", file=sys.stderr)
         ctx.exit(EXIT_UNAVAILABLE)

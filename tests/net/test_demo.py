@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from dpdk_kit import need_dpdk, need_root, reserve_huge_pages
 
 from machnet.cli import _pair, demo
 from machnet.cli._pair import Case, Lab, Placement, judge
@@ -73,8 +74,35 @@ def test_json_has_all_experiments_and_the_kernel_for_scale(tap):
         figures = list(row["latency_us"].values())
         assert 0 < figures[0] <= figures[1] <= figures[2]
     assert result["machine"]["cpus"] == os.cpu_count()
+    assert result["machine"]["nic"] == "tap"
+
     assert err.splitlines()[0].startswith("[1/5] kernel at both ends, 64 bytes, window 8: ")
     assert err.splitlines()[-1].startswith("[5/5] experiment 3, 64 bytes, window 8: ")
+
+
+def test_with_dpdk_the_table_has_the_same_rows():
+    need_dpdk()
+    need_root()
+    reserve_huge_pages()
+    code, out, err = run(*SHORT, "--seconds=0.1", "--nobaseline", "--protocol=udp", "--dpdk")
+    assert code == 0, err
+    for row in ("kernel -> machnet, tcp", "machnet -> machnet, udp", "machnet -> kernel, tcp"):
+        assert row in out
+    assert "net_af_packet over veths" in " ".join(out.split())
+    assert out.endswith("Every message came back right.\n")
+
+
+def test_dpdk_wants_root_and_to_be_there(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = CliRunner().invoke(demo.main, ["--dpdk"])
+    assert result.exit_code == demo.EXIT_UNAVAILABLE
+    assert "--dpdk takes root" in result.output
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr("machnet.dpdk.available", lambda: False, raising=False)
+    monkeypatch.setattr("machnet.dpdk.missing_reason", lambda: "install it", raising=False)
+    result = CliRunner().invoke(demo.main, ["--dpdk"])
+    assert result.exit_code == demo.EXIT_UNAVAILABLE
+    assert "this can't be run here: install it" in result.output
 
 
 def test_a_table_of_what_was_asked_for(tap):
@@ -225,7 +253,7 @@ def test_a_wrong_command_line_is_status_2(monkeypatch, args, message):
 
 def test_one_failed_measurement_is_status_1(monkeypatch):
     class Broken:
-        def __init__(self, _seconds: float, _placement: Placement) -> None: ...
+        def __init__(self, _seconds: float, _placement: Placement, *, dpdk: bool) -> None: ...
 
         def __enter__(self) -> Broken:
             return self

@@ -71,6 +71,8 @@ class Veth:
         self.namespace = f"mnd{tag}"
         self.name, self.peer = f"md{tag}", f"mp{tag}"
         self.queues, self.mtu = queues, mtu
+        #: The same after the pair was plugged in again: its neighbour knows it.
+        self.peer_mac = "02:4d:4e:" + os.urandom(3).hex(":")
         sh("ip", "netns", "add", self.namespace)
         self.run("ip", "link", "set", "lo", "up")
         self.plug_in()
@@ -79,11 +81,18 @@ class Veth:
         """Make the pair."""
         count = ("numrxqueues", str(self.queues), "numtxqueues", str(self.queues))
         sh("ip", "link", "add", self.name, *count, "type", "veth", "peer", self.peer, *count,
-           "netns", self.namespace)  # fmt: skip
+           "address", self.peer_mac, "netns", self.namespace)  # fmt: skip
         sh("ip", "link", "set", self.name, "mtu", str(self.mtu), "addrgenmode", "none", "up")
         self.run("ip", "link", "set", self.peer, "mtu", str(self.mtu), "addrgenmode", "none", "up")
         self.run("ethtool", "-K", self.peer, "tx", "off")
         self.run("ip", "addr", "add", f"{KERNEL_IP}/24", "dev", self.peer)
+
+    def add_addresses(self, count: int) -> list[str]:
+        """Give the kernel's end more addresses; what they are."""
+        found = [f"10.9.1.{number}" for number in range(11, 11 + count)]
+        for address in found:
+            self.run("ip", "addr", "add", f"{address}/24", "dev", self.peer)
+        return found
 
     def unplug(self) -> None:
         """Take the pair away."""
