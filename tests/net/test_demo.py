@@ -75,7 +75,6 @@ def test_json_has_all_experiments_and_the_kernel_for_scale(tap):
         assert 0 < figures[0] <= figures[1] <= figures[2]
     assert result["machine"]["cpus"] == os.cpu_count()
     assert result["machine"]["nic"] == "tap"
-
     assert err.splitlines()[0].startswith("[1/5] kernel at both ends, 64 bytes, window 8: ")
     assert err.splitlines()[-1].startswith("[5/5] experiment 3, 64 bytes, window 8: ")
 

@@ -293,12 +293,15 @@ def test_sigterm_sends_what_was_published(veth: Veth) -> None:
         assert "ended connections_left=0" in sidecar.log()
 
 
-def test_what_is_not_there_is_said_in_one_line(veth: Veth) -> None:
+def test_what_is_not_there_is_said_in_one_line(veth: Veth, tmp_path: Path) -> None:
     said = sidecar_error("--mac=02:00:00:00:00:77", f"--ip={OUR_IP}")
     assert "no NIC has the MAC address 02:00:00:00:00:77. There are " in said
     arguments = f"--nic={veth.name}", f"--ip={OUR_IP}"
-    said = sidecar_error(*arguments, "--mtu=9000", env={"MACHNET_DPDK": "huge=off"})
-    assert "refuses 1 queues at an MTU of 9000" in said
+    small = {"huge": "off", "memory_mb": 16}
+    entry = {"nic": veth.name, "pool_mbufs": 100_000}
+    said = sidecar_error(configured(tmp_path, "02:00:00:00:05:01", entry, dpdk=small))
+    assert "no memory for 100000 packets of 2048 bytes (queue 0)" in said
+    assert "a larger memory_mb" in said
     said = sidecar_error(*arguments, env={"MACHNET_DPDK": "huge=on,memory_mb=900000"})
     assert "EAL did not start: Cannot allocate memory" in said
     assert "sysctl vm.nr_hugepages" in said
@@ -316,5 +319,5 @@ def test_without_the_right_to_a_packet_socket_it_says_what_it_takes(veth: Veth) 
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "Operation not permitted" in line
+    assert "AF_PACKET" in line
     assert "CAP_NET_RAW" in line
