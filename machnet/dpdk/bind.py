@@ -63,6 +63,7 @@ class Machine:
         proc: To find out who has a NIC open.
         links: The host's interfaces.
         load: Loads a driver, and says why it could not.
+        lock_s: How long another one may be at work here.
         patience_s: How long a driver may take to let go or to begin.
         interface_s: How long an interface may take to come back.
     """
@@ -72,6 +73,7 @@ class Machine:
     proc: str = "/proc"
     links: Links = dataclasses.field(default_factory=Links)
     load: Callable[[str], str] = modprobe
+    lock_s: float = 20.0
     patience_s: float = 2.0
     interface_s: float = 10.0
 
@@ -124,6 +126,8 @@ def _check_use(device: Device, interfaces: tuple[Former, ...], machine: Machine)
     """Refuse to take away what this machine needs."""
     reasons = []
     for one in interfaces:
+        if one.name in device.interfaces and not machine.links.here(one.name):
+            reasons.append("it is in another network namespace, and nobody here sees what for")
         if machine.links.has_default_route(one.name):
             reasons.append("it carries the default route")
         reasons += [f"it has the address {text}" for text in one.addresses]
@@ -277,7 +281,19 @@ def _locked(machine: Machine) -> Iterator[None]:
     folder.mkdir(mode=0o700, exist_ok=True)
     fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+
+        def free() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            return False
+
+        if not _wait(free, machine.lock_s):
+            text = (
+                "another process is changing the driver of a NIC and does not end; it may wait for a process "
+                "that has the NIC open"
+            )
+            raise OSError(errno.EBUSY, text)
         yield
     finally:
         os.close(fd)

@@ -38,6 +38,10 @@ _HEADER, _ADDRESS, _ATTRIBUTE = struct.Struct("IHHII"), struct.Struct("BBBBI"), 
 class Links:
     """The interfaces of the network namespace that this process is in."""
 
+    def here(self, name: str) -> bool:
+        """Whether there is such an interface in this namespace."""
+        return any(known == name for _, known in socket.if_nameindex())
+
     def former(self, name: str, mac: str) -> Former:
         """An interface as it is now; of one that is not in this namespace, its name and address."""
         try:

@@ -299,8 +299,12 @@ class FakeLinks(Links):
     def __init__(self) -> None:
         self.known: dict[str, Former] = {}
         self.default: set[str] = set()
+        self.elsewhere: set[str] = set()
         self.restored: list[tuple[Former, str]] = []
         self.refusal: OSError | None = None
+
+    def here(self, name: str) -> bool:
+        return name not in self.elsewhere
 
     def former(self, name: str, mac: str) -> Former:
         return self.known.get(name, Former(name, mac))
@@ -322,6 +326,7 @@ def fake_machine(tree: FakeSysfs) -> Machine:
         proc=str(tree.root / "proc"),
         links=FakeLinks(),
         load=lambda driver: f"Module {driver} not found.",
+        lock_s=0.2,
         patience_s=0.2,
         interface_s=0.2,
     )

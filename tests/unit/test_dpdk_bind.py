@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -173,6 +174,26 @@ def test_a_nic_that_this_machine_needs_is_not_taken(tree: FakeSysfs, machine: Ma
     assert tree.driver(NIC) == "e1000"
     assert load_all(tree.run) == {}
     assert bind("eth1", force=True, machine=machine).driver == "uio_pci_generic"
+
+
+def test_a_nic_of_another_namespace_is_not_taken(tree: FakeSysfs, machine: Machine) -> None:
+    tree.load("uio_pci_generic")
+    links(machine).elsewhere.add("eth1")
+    assert "it is in another network namespace, and nobody here sees what for" in str(
+        refused(machine)
+    )
+    assert bind("eth1", force=True, machine=machine).driver == "uio_pci_generic"
+
+
+def test_one_at_a_time(tree: FakeSysfs, machine: Machine) -> None:
+    tree.load("uio_pci_generic")
+    bind("eth1", machine=machine)
+    with (Path(tree.run) / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for call in (bind, unbind):
+            with pytest.raises(OSError, match="another process is changing the driver of a NIC"):
+                call("eth1", machine=machine)
+    assert unbind("eth1", machine=machine) == []
 
 
 def test_a_port_of_a_bridge_is_not_taken(tree: FakeSysfs, machine: Machine) -> None:
@@ -437,6 +458,7 @@ ip.link("add", ifname="d0", kind="veth", peer={"ifname": "d1"})
 ip.link("set", index=ip.link_lookup(ifname="d1")[0], state="up")
 index = ip.link_lookup(ifname="d0")[0]
 mac = "02:00:00:00:00:01"
+assert links.here("d0") and not links.here("nowhere")
 print(links.former("d0", mac), links.former("nowhere", mac), links.has_default_route("d0"))
 was = Former("eth7", mac, True, 1400, ("10.9.0.1/24", "fd09::1/64"))
 links.restore(was, "d0")
