@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
+import itertools
 import tempfile
 import time
 from pathlib import Path
@@ -27,8 +28,9 @@ from pytest_machnet.realtime import NicPcap, RealClock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from machnet import Channel, Socket, Stack
+    from machnet import Channel, Socket
     from machnet.sim.kernel_host import KernelHost
+    from machnet.stack.engines import Engines
     from machnet.stack.info import SocketInfo
     from machnet.stack.nics import Nic
     from pytest_machnet.cases import Case
@@ -61,13 +63,16 @@ class NicHost:
 
     Attributes:
         name: For messages.
-        stack: Its `machnet.Stack`.
+        stacks: Its `machnet.Stack`, or several, one for each engine.
+        stack: The first one.
     """
 
-    def __init__(self, name: str, stack: Stack) -> None:
+    def __init__(self, name: str, stacks: Engines) -> None:
         self.name = name
-        self.stack = stack
-        self.baseline = stack.usage()
+        self.stacks = stacks
+        self.stack = stacks[0]
+        self.baseline = self.usage()
+        self._turns = itertools.cycle(stacks)
 
     @property
     def ip(self) -> str:
@@ -85,8 +90,8 @@ class NicHost:
         return not self.stack.closed
 
     def attach(self, **settings: int) -> Channel:
-        """A new channel; see `machnet.Stack.attach`."""
-        return self.stack.attach(**settings)
+        """A new channel, of each engine in turn; see `machnet.Stack.attach`."""
+        return next(self._turns).attach(**settings)
 
     def socket(self) -> Socket:
         """A new non-blocking stream socket; see `machnet.Stack.socket`."""
@@ -94,7 +99,12 @@ class NicHost:
 
     def sockets(self) -> list[SocketInfo]:
         """Its connections and listeners."""
-        return self.stack.sockets()
+        return [info for stack in self.stacks for info in stack.sockets()]
+
+    def usage(self) -> dict[str, int]:
+        """What the pools of all its engines hold."""
+        parts = [stack.usage() for stack in self.stacks]
+        return {name: sum(part[name] for part in parts) for name in parts[0]}
 
     def __repr__(self) -> str:
         return f"<NicHost {self.name} {self.ip} on {self.stack.nic}>"
@@ -223,13 +233,13 @@ class NicLab(Lab):
             route.link("add", ifname=_BRIDGE, kind="bridge")
         kernel.set_link(_BRIDGE, up=True)
 
-    def _tap(self, name: str) -> Nic:
+    def _tap(self, name: str, queues: int = 1) -> Nic:
         """A NIC on a TAP of the namespace, a port of the bridge if there is one."""
         from machnet.sim import Tap
 
         kernel, mtu = self.kernel(), self.case.settings.mtu or 1500
-        fd = kernel.open_tap(name, mtu=mtu, offloads=False)
-        tap = Tap(fd=fd, mtu=mtu, offload=False)
+        fd, *more = kernel.open_tap_queues(name, queues, mtu=mtu, offloads=False)
+        tap = Tap(fd=fd, more_fds=more, mtu=mtu, offload=False)
         self._exits.callback(tap.close)
         self._join(name)
         return tap
@@ -270,20 +280,25 @@ class NicLab(Lab):
 
     # ---- stacks ----------------------------------------------------------------------------------
 
-    def _open(self, name: str, nic: str | Nic, ip: str, gateway: str | None = None) -> NicHost:
-        from machnet import Stack
+    def _open(
+        self, name: str, nic: str | Nic, ip: str, gateway: str | None = None, engines: int = 1
+    ) -> NicHost:
+        from machnet.stack.engines import open_engines
 
-        pcap = None if self._captures is None else self._captures / f"{name}.pcapng"
         mtu = self.case.settings.mtu if isinstance(nic, str) else None
         settings: dict[str, Any] = {"app_exit_linger_ms": 500}
         if self._in_namespace:
             settings["msl_ms"] = 50  # the next test is another network
+        if self._captures is not None and engines == 1:
+            settings["pcap"] = self._captures / f"{name}.pcapng"
         try:
-            stack = Stack(nic, ip, gateway, mtu=mtu, pcap=pcap, **settings)
+            stacks = open_engines(nic, engines, ip, gateway, mtu=mtu, **settings)
         except PermissionError as error:
             pytest.skip(f"{nic} can't be opened: {error}")
-        self._exits.callback(stack.close, 0)
-        host = NicHost(name, stack)
+        self._exits.callback(stacks.close, 0)
+        if stacks.shared is not None:
+            self._exits.callback(stacks.shared.close)
+        host = NicHost(name, stacks)
         self._hosts.append(host)
         return host
 
@@ -293,7 +308,9 @@ class NicLab(Lab):
             host: NicHost = self._made["local"]
             return host
         settings = self.case.settings
-        host = self._open("local", self._local_nic(), settings["ip"], settings["gateway"])
+        host = self._open(
+            "local", self._local_nic(), settings["ip"], settings["gateway"], settings["engines"]
+        )
         self._made["local"] = host
         return host
 
@@ -304,13 +321,15 @@ class NicLab(Lab):
         from machnet.stack.nics import open_nic, with_faults
 
         spec = parse_nic(self._nic)
+        engines = self.case.settings["engines"]
+        one = bool(spec.faults or self.case.settings.link)  # that layer has a single queue
         if self._in_namespace and spec.scheme == "tap":
             self._interface = spec.rest
-            nic = with_faults(self._tap(spec.rest), spec)
+            nic = with_faults(self._tap(spec.rest, 1 if one else engines), spec)
         else:
             text = self._plug_veth() if self._in_namespace else self._nic
             try:
-                nic = open_nic(text, self.case.settings.mtu)
+                nic = open_nic(text, self.case.settings.mtu, 1 if one else engines)
             except PermissionError as error:
                 pytest.skip(f"{text} can't be opened: {error}")
         self._exits.callback(nic.close)
@@ -493,10 +512,10 @@ class NicLab(Lab):
             posix.close()  # of what the test left open there, nobody would see the end
         for channel in self._channels:
             channel.close()
-        for host in self._hosts:
-            host.stack._close_channels(None)  # noqa: SLF001 (as Stack.close does)
-            if not host.stack.threaded and not host.stack.nic.realtime:
-                host.stack.advance(_VIRTUAL_SETTLE_NS)
+        for stack in [stack for host in self._hosts for stack in host.stacks]:
+            stack._close_channels(None)  # noqa: SLF001 (as Stack.close does)
+            if not stack.threaded and not stack.nic.realtime:
+                stack.advance(_VIRTUAL_SETTLE_NS)
         end = time.monotonic() + _SETTLE_S
         while (leaks := self._leaks()) and time.monotonic() < end:
             time.sleep(_POLL_S)
@@ -506,7 +525,7 @@ class NicLab(Lab):
     def _leaks(self) -> list[str]:
         found = []
         for host in self._hosts:
-            usage = host.stack.usage()
+            usage = host.usage()
             # A connection in TIME-WAIT has been closed, and goes by itself.
             usage["tcbs"] -= usage["time_wait"]
             found += [
@@ -519,7 +538,7 @@ class NicLab(Lab):
     def close(self) -> None:
         """End the stacks and the namespace, and keep what was captured if it is to be kept."""
         for host in self._hosts:
-            host.stack.close(0)
+            host.stacks.close(0)
         if self._failed:
             self._late_packets = self._packets()
         if self._failed or self.wants_capture():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SEED_MAX = 2**64 - 1
 SEEDS_MAX = 1_000_000
+ENGINES_MAX = 16
 PCAP_POLICIES = ("never", "failed", "always")
 MARKER = "machnet"
 
@@ -71,6 +72,10 @@ def _fixed_seed(value: Any) -> int:
 
 def _seeds(value: Any) -> int:
     return _whole(value, 1, SEEDS_MAX)
+
+
+def _engines(value: Any) -> int:
+    return _whole(value, 1, ENGINES_MAX)
 
 
 def _nic(value: Any) -> str:
@@ -217,6 +222,14 @@ KNOBS: dict[str, Knob] = {
             None,
             "IFACE",
             "NIC of machnet_peer, where --machnet-nic is neither a TAP nor a veth of the test's.",
+        ),
+        Knob(
+            "engines",
+            _engines,
+            1,
+            "N",
+            "Engines of the local stack on a NIC, each with a queue of its own where the NIC has "
+            "that many (default: 1).",
         ),
         Knob(
             "pcap",

@@ -112,21 +112,29 @@ def wait_for(arm: Arm, call: Callable[[], Any], within_ns: int) -> Any:
         arm.sleep(MS)
 
 
-def unavailable(name: str) -> str | None:
+def unavailable(name: str, nic: str | None = None) -> str | None:
     """Why an arm can't run here; None if it can."""
     if name == "machnet":
-        return None
+        if nic is None:
+            return None
+        from conformance.arms import nic as on_nic
+
+        return on_nic.unavailable(nic)
     from machnet.sim import KernelHost
 
     return KernelHost.tap_available()
 
 
-def open_arm(name: str, settings: Settings) -> Arm:
-    """An arm with these settings."""
+def open_arm(name: str, settings: Settings, nic: str | None = None) -> Arm:
+    """An arm with these settings; machnet's on a wire in virtual time, or on a NIC."""
     if name == "linux":
         from conformance.arms.linux import LinuxArm
 
         return LinuxArm(settings)
+    if nic is not None:
+        from conformance.arms.nic import NicArm
+
+        return NicArm(settings, nic)
     from conformance.arms.machnet import MachnetArm
 
     return MachnetArm(settings)

@@ -87,6 +87,7 @@ WRONG = [
     (("--machnet-peer-ip=there",), "--machnet-peer-ip: 'there': not an IPv4 address*"),
     (("--machnet-peer-ip=10.0.0.1",), "machnet peer_ip 10.0.0.1 is the local stack's own address"),
     (("--machnet-peer-nic=",), "--machnet-peer-nic: '': not a NIC string*"),
+    (("--machnet-engines=17",), "--machnet-engines: '17': not from 1 to 16"),
     (("--machnet-pcap=sometimes",), "--machnet-pcap: 'sometimes': it is 'never', 'failed' or*"),
     (("--machnet-artifacts=test_inner.py",), "--machnet-artifacts: 'test_inner.py': not a folder*"),
     (("--machnet-guard=soon",), "--machnet-guard: 'soon': not a number of seconds from 0*"),
