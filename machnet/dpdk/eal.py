@@ -20,6 +20,8 @@ import threading
 from pathlib import Path
 from typing import Any, Literal
 
+from machnet.stack.cpus import usable_cpus
+
 __all__ = [
     "EalError",
     "EalSettings",
@@ -102,7 +104,8 @@ class EalSettings:
             )
         if self.log_level not in LOG_LEVELS:
             raise ValueError(f"log_level: {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
-        allowed = os.sched_getaffinity(0)
+        # This thread may have been kept off some of them since (``machnet run --isolate``).
+        allowed = usable_cpus() | os.sched_getaffinity(0)
         if wrong := [core for core in self.cores if core not in allowed]:
             raise ValueError(
                 f"cores: this process may not run on CPU {wrong[0]}, only on "

@@ -10,6 +10,8 @@ import pwd
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
+from machnet.stack.cpus import usable_cpus
+
 if TYPE_CHECKING:
     from machnet.sidecar.config import Controller, Dpdk, NicConfig
 
@@ -137,8 +139,6 @@ def _host(interface: str) -> str:
 
 
 def _check_cpus(nic: NicConfig) -> Iterator[str]:
-    from machnet.sidecar.config import usable_cpus
-
     if nic.cpu_mask is None:
         return
     here = f"CPUs {', '.join(map(str, sorted(usable_cpus())))}"

@@ -13,7 +13,6 @@ All that is wrong is reported at once, each with the place, the value and what w
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 import os
 import types
@@ -27,6 +26,7 @@ from msgspec import Meta
 
 from machnet.config import ChannelSettings, Settings
 from machnet.sidecar.checks import check_controller, check_dpdk, check_nics
+from machnet.stack.cpus import usable_cpus
 
 __all__ = [
     "SOCKET_DEFAULT",
@@ -39,7 +39,6 @@ __all__ = [
     "load_config",
     "parse_config",
     "socket_path",
-    "usable_cpus",
 ]
 
 #: Where applications look for the controller when nothing else is said (MN_CTRL_SOCKET).
@@ -62,12 +61,6 @@ class ConfigError(ValueError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
-
-
-@functools.cache
-def usable_cpus() -> frozenset[int]:
-    """The CPUs that this process was given; ``--isolate`` later keeps its own threads off some."""
-    return frozenset(os.sched_getaffinity(0))
 
 
 class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

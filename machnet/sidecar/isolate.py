@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from machnet.sidecar.machine import Machine, parse_ranges, ranges
+from machnet.stack.cpus import usable_cpus
 
 if TYPE_CHECKING:
     from machnet.dpdk.devices import Device
@@ -121,8 +122,6 @@ def look(
     """
     machine = Machine(root)
     if allowed is None:
-        from machnet.sidecar.config import usable_cpus
-
         allowed = usable_cpus()
     engines = plan(nics, machine, allowed)
     return [item for check in _CHECKS for item in check(machine, nics, engines, allowed)]

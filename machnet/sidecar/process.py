@@ -22,7 +22,6 @@ from machnet.sidecar.config import (
     Dpdk,
     changes,
     load_config,
-    usable_cpus,
 )
 from machnet.sidecar.engines import Engines
 from machnet.sidecar.listen import ControlSocket
@@ -31,6 +30,7 @@ from machnet.sidecar.metrics import MetricsServer
 from machnet.sidecar.notify import notify_ready, notify_reloading, notify_stopping
 from machnet.sidecar.ports import PortWatch, route_log, unroute_log
 from machnet.sidecar.server import Server, raise_descriptor_limit
+from machnet.stack.cpus import usable_cpus
 
 __all__ = ["Sidecar", "StartError"]
 

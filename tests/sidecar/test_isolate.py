@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from sidecar import Sidecar
 
-from machnet.sidecar.config import NicConfig, usable_cpus
+from machnet.sidecar.config import NicConfig
 from machnet.sidecar.isolate import Item, engine_cpus, look, render
 from machnet.sidecar.machine import parse_ranges, ranges
 from machnet.sidecar.measures import Measures
+from machnet.stack.cpus import usable_cpus
 
 EIGHT = frozenset(range(8))
 PCI = "sys/devices/pci0000:40/0000:40:01.0/0000:41:00.0"
@@ -302,7 +303,9 @@ def isolated(tmp_path: Path) -> Iterator[Sidecar]:
     nics = {"02:00:00:00:00:01": {"ip": "10.0.0.2", "nic": f"link:{tmp_path}/cable"}}
     nics["02:00:00:00:00:01"]["cpu_mask"] = mask
     file = tmp_path / "machnet.json"
-    file.write_text(json.dumps({"machnet_config": nics}))
+    # What is said of the engines' CPUs is still right when the process keeps off them.
+    dpdk = {"cores": sorted(usable_cpus())}
+    file.write_text(json.dumps({"machnet_config": nics, "dpdk": dpdk}))
     with Sidecar(None, "", "--isolate", f"--config={file}") as sidecar:
         yield sidecar
 
