@@ -79,23 +79,30 @@ void pair_poll(struct pair *p)
     mn_engine_poll(p->engine[1], p->now_ns);
 }
 
-static uint64_t clock_ns(void)
+static uint64_t read_clock_ns(clockid_t clock)
 {
     struct timespec now;
 
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * MN_NS_PER_S + (uint64_t)now.tv_nsec;
 }
 
-static void pair_open(struct pair *p, const struct mode *mode)
+static uint64_t clock_ns(void)
 {
-    struct mn_wire_config wire = {.mtu = 1500, .queue_frames = 4096};
-    struct mn_host host = {0};
-    int err = mn_wire_pair(&wire, &p->wire[0], &p->wire[1]);
+    return read_clock_ns(CLOCK_MONOTONIC);
+}
 
-    if (err != 0) {
-        pair_fail("wire", err);
-    }
+/* Of this thread: what others do on its core does not count. */
+static uint64_t cpu_ns(void)
+{
+    return read_clock_ns(CLOCK_THREAD_CPUTIME_ID);
+}
+
+static void pair_open(struct pair *p, const struct mode *mode, const struct link_kind *link)
+{
+    struct mn_host host = {0};
+
+    link->open(p->nic);
     for (uint32_t i = 0; i < 2; i++) {
         struct mn_config cfg;
 
@@ -106,8 +113,8 @@ static void pair_open(struct pair *p, const struct mode *mode)
         cfg.timestamps = false;
         cfg.secret[0] = (uint8_t)(1 + i);
         uint64_t bytes = mn_engine_bytes(&cfg);
-        err = mn_engine_open(&p->engine[i], pair_memory(bytes), bytes, &cfg,
-                             mn_wire_nic(p->wire[i]), &host, p->now_ns);
+        int err = mn_engine_open(&p->engine[i], pair_memory(bytes), bytes, &cfg, p->nic[i], &host,
+                                 p->now_ns);
         if (err != 0) {
             pair_fail("engine", err);
         }
@@ -117,6 +124,7 @@ static void pair_open(struct pair *p, const struct mode *mode)
 
 struct options {
     const struct mode *mode;
+    const struct link_kind *link;
     const struct row *row;
     double seconds;
     uint64_t messages; /* 0: run for `seconds` */
@@ -197,7 +205,8 @@ static void report_memory(void)
            (double)(mn_chan_bytes(&geo[1]) - mn_chan_bytes(&geo[0])) / (flows / 2.0));
 }
 
-static void report(const struct pair *p, const struct options *o, uint64_t msgs, double seconds)
+static void report(const struct pair *p, const struct options *o, uint64_t msgs, double seconds,
+                   double cpu_seconds)
 {
     const struct work *w = &o->row->work;
     double rate = (double)msgs / seconds;
@@ -205,15 +214,17 @@ static void report(const struct pair *p, const struct options *o, uint64_t msgs,
     struct mn_usage usage;
 
     mn_engine_usage(p->engine[0], &usage);
-    printf("{\"row\": \"%s\", \"peer\": \"machnet-%s\", \"work\": \"%s\", \"payload_bytes\": %u, "
+    printf("{\"row\": \"%s\", \"peer\": \"machnet-%s\", \"nic\": \"%s\", \"work\": \"%s\", "
+           "\"payload_bytes\": %u, "
            "\"window_msgs\": %u, "
            "\"mtu_bytes\": 1500, \"connections\": %u, \"seconds\": %.6f, \"msgs\": %" PRIu64
            ", \"msgs_total\": %" PRIu64 ", \"frames\": %" PRIu64 ", \"retransmits\": %" PRIu64
-           ", \"ns_per_msg\": %.2f, \"msgs_per_s\": %.0f, \"gbit_per_s\": %.3f}\n",
-           o->row->name, o->mode->name, w->bulk ? "bulk" : "request", w->payload_bytes,
-           w->window_msgs, usage.tcbs, seconds, msgs, p->msgs, a->tx_frames + b->tx_frames,
-           a->tcp_retransmits + b->tcp_retransmits, 1e9 / rate, rate,
-           rate * (w->payload_bytes + 4) * 8 / 1e9);
+           ", \"ns_per_msg\": %.2f, \"cpu_ns_per_msg\": %.2f, \"msgs_per_s\": %.0f, "
+           "\"gbit_per_s\": %.3f}\n",
+           o->row->name, o->mode->name, o->link->name, w->bulk ? "bulk" : "request",
+           w->payload_bytes, w->window_msgs, usage.tcbs, seconds, msgs, p->msgs,
+           a->tx_frames + b->tx_frames, a->tcp_retransmits + b->tcp_retransmits, 1e9 / rate,
+           1e9 * cpu_seconds / (double)msgs, rate, rate * (w->payload_bytes + 4) * 8 / 1e9);
 }
 
 static void run(const struct options *o)
@@ -225,7 +236,7 @@ static void run(const struct options *o)
     p->idle = o->idle;
     p->cycles = o->cycles;
     p->now_ns = o->messages != 0 ? MN_NS_PER_S : clock_ns();
-    pair_open(p, o->mode);
+    pair_open(p, o->mode, o->link);
     if (o->cycles != 0) {
         run_cycles(p, o, 1);
     } else {
@@ -237,10 +248,11 @@ static void run(const struct options *o)
     if (p->idle != 0) {
         idle_open(p, o);
     }
-    uint64_t before = p->msgs, start = clock_ns();
+    uint64_t before = p->msgs, start = clock_ns(), cpu_start = cpu_ns();
     p->now_ns = o->messages != 0 ? p->now_ns : start;
     pair_counted(p, o, start + (uint64_t)(o->seconds * 1e9));
-    report(p, o, p->msgs - before, (double)(clock_ns() - start) / 1e9);
+    double cpu_s = (double)(cpu_ns() - cpu_start) / 1e9;
+    report(p, o, p->msgs - before, (double)(clock_ns() - start) / 1e9, cpu_s);
     if (p->errors != 0) {
         pair_fail("messages came back wrong", EBADMSG);
     }
@@ -248,13 +260,16 @@ static void run(const struct options *o)
 
 static void usage(FILE *to)
 {
-    fprintf(to,
-            "usage: pair [--mode raw|framed] [--row 64x1|64x8|64x32|1024x32|bulk] [--seconds "
-            "S] [--messages N] [--idle N] [--cycles N]\n"
-            "  --messages N  so many messages, in virtual time: the same instructions each time\n"
-            "  --idle N      beside N further connections, on which nothing happens\n"
-            "  --cycles N    open and close N connections in turn; no messages\n"
-            "  --memory      only say what a connection takes\n");
+    fprintf(
+        to,
+        "usage: pair [--mode raw|framed] [--nic wire|ring] [--row 64x1|64x8|64x32|1024x32|bulk] "
+        "[--seconds S] [--messages N] [--idle N] [--cycles N] [--eal ARG]...\n"
+        "  --messages N  so many messages, in virtual time: the same instructions each time\n"
+        "  --idle N      beside N further connections, on which nothing happens\n"
+        "  --cycles N    open and close N connections in turn; no messages\n"
+        "  --memory      only say what a connection takes\n"
+        "  --nic ring    two ports of DPDK, joined by rings, instead of a wire\n"
+        "  --eal ARG     an argument for DPDK's EAL\n");
 }
 
 static const struct row *row_named(const char *name)
@@ -277,10 +292,12 @@ int main(int argc, char **argv)
         {"idle", required_argument, NULL, 'i'},
         {"cycles", required_argument, NULL, 'c'},
         {"memory", no_argument, NULL, 'b'},
+        {"nic", required_argument, NULL, 'w'},
+        {"eal", required_argument, NULL, 'e'},
         {"help", no_argument, NULL, 'h'},
         {0},
     };
-    struct options o = {.mode = &pair_framed, .row = &rows[0], .seconds = 1.0};
+    struct options o = {.mode = &pair_framed, .link = &pair_wire, .row = &rows[0], .seconds = 1.0};
     int c;
 
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
@@ -289,6 +306,17 @@ int main(int argc, char **argv)
             o.mode = strcmp(optarg, "raw") == 0      ? &pair_raw
                      : strcmp(optarg, "framed") == 0 ? &pair_framed
                                                      : NULL;
+            break;
+        case 'w':
+            o.link = strcmp(optarg, "wire") == 0   ? &pair_wire
+                     : strcmp(optarg, "ring") == 0 ? &pair_ring
+                                                   : NULL;
+            break;
+        case 'e':
+            if (pair_n_eal_args == EAL_ARGS_MAX) {
+                pair_fail("--eal", E2BIG);
+            }
+            pair_eal_args[pair_n_eal_args++] = optarg;
             break;
         case 'r':
             o.row = row_named(optarg);
@@ -317,7 +345,8 @@ int main(int argc, char **argv)
             return 2;
         }
     }
-    if (o.mode == NULL || o.row == NULL || o.seconds <= 0 || o.idle > 900000 || o.cycles > 100000) {
+    if (o.mode == NULL || o.link == NULL || o.row == NULL || o.seconds <= 0 || o.idle > 900000 ||
+        o.cycles > 100000) {
         usage(stderr);
         return 2;
     }

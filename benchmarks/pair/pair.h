@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-/* Two stacks back to back over a Wire in one thread: what the two kinds of work share. */
+/* Two stacks back to back in one thread, over a Wire or two ports of DPDK: what the two kinds of
+ * work share. */
 #ifndef MN_BENCH_PAIR_H
 #define MN_BENCH_PAIR_H
 
-#include "machnet/sim/wire.h"
 #include "machnet/stack/core/chan_app.h"
 #include "machnet/stack/core/engine.h"
+#include "machnet/stack/core/nic.h"
 #include "machnet/stack/core/wire/csum.h"
 
 #define CLIENT_IP 0x0a000001u
@@ -23,7 +24,7 @@ struct work {
 
 struct pair {
     struct work work;
-    struct mn_wire *wire[2];
+    struct mn_nic *nic[2];
     struct mn_engine *engine[2];
     uint64_t now_ns;
     uint64_t msgs;   /* replies the client has had; of bulk, messages the server has read */
@@ -42,6 +43,19 @@ struct mode {
 };
 
 extern const struct mode pair_raw, pair_framed;
+
+/* What joins the stacks. */
+struct link_kind {
+    const char *name;
+    void (*open)(struct mn_nic *nic[2]);
+};
+
+extern const struct link_kind pair_wire, pair_ring;
+
+/* What EAL is started with; the first is a name. */
+#define EAL_ARGS_MAX 32
+extern char *pair_eal_args[EAL_ARGS_MAX];
+extern int pair_n_eal_args;
 
 _Noreturn void pair_fail(const char *why, int err);
 void *pair_memory(uint64_t bytes);

@@ -10,13 +10,18 @@
 #define TCP_CSUM_OFF 16u
 #define UDP_CSUM_OFF 6u
 
-/* The end of a thread that was registered gives its place back. */
+/* What EAL calls the thread, read without the call that another library's thread-local variable
+ * costs; LCORE_ID_ANY: it is not known to EAL. */
+static _Thread_local unsigned my_lcore __attribute__((tls_model("initial-exec"))) = LCORE_ID_ANY;
+
 static pthread_key_t known_key;
 static pthread_once_t known_once = PTHREAD_ONCE_INIT;
 
+/* The end of a thread that was registered gives its place back. */
 static void known_end(void *arg)
 {
     (void)arg;
+    my_lcore = LCORE_ID_ANY;
     rte_thread_unregister();
 }
 
@@ -27,18 +32,27 @@ static void known_init(void)
     }
 }
 
-/* Only threads that EAL knows have caches in mempools. Where it has no more places (RTE_MAX_LCORE)
- * all goes on, a little slower. */
-MN_NOINLINE void mn_dpdk_thread_known(void)
+/* Only threads that EAL knows have caches in mempools; one is made known when it takes or gives a
+ * packet for the first time. Where EAL has no more places (RTE_MAX_LCORE) all goes on, a little
+ * slower. */
+static MN_NOINLINE void thread_known(void)
 {
     static _Thread_local bool tried;
 
     if (!tried) {
         tried = true;
         pthread_once(&known_once, known_init);
-        if (rte_thread_register() == 0) {
+        if (rte_lcore_id() == LCORE_ID_ANY && rte_thread_register() == 0) {
             (void)pthread_setspecific(known_key, &known_key);
         }
+        my_lcore = rte_lcore_id();
+    }
+}
+
+static inline void be_known(void)
+{
+    if (MN_UNLIKELY(my_lcore == LCORE_ID_ANY)) {
+        thread_known();
     }
 }
 
@@ -49,9 +63,6 @@ static inline bool enter(struct mn_dpdk *d, struct dpdk_queue *q)
     atomic_store_explicit(&q->inside, 1, memory_order_relaxed);
     atomic_signal_fence(memory_order_seq_cst);
     if (MN_LIKELY(atomic_load_explicit(&d->away, memory_order_acquire) == 0)) {
-        if (MN_UNLIKELY(rte_lcore_id() == LCORE_ID_ANY)) {
-            mn_dpdk_thread_known();
-        }
         return true;
     }
     atomic_store_explicit(&q->inside, 0, memory_order_release);
@@ -73,6 +84,87 @@ void mn_dpdk_leave(struct dpdk_queue *q)
     leave(q);
 }
 
+/* ---- mbufs ----------------------------------------------------------------------------------- */
+
+/* The thread's own share of a pool, NULL: it has none. */
+static inline struct rte_mempool_cache *my_cache(struct rte_mempool *pool)
+{
+    return MN_LIKELY(my_lcore < RTE_MAX_LCORE && pool->cache_size != 0)
+               ? &pool->local_cache[my_lcore]
+               : NULL;
+}
+
+static MN_NOINLINE struct rte_mbuf *take_from_pool(struct rte_mempool *pool)
+{
+    void *m;
+
+    be_known();
+    return rte_mempool_generic_get(pool, &m, 1, my_cache(pool)) == 0 ? m : NULL;
+}
+
+/* When the share is full half of it goes, so that the next ones find room, or something to take. */
+static MN_NOINLINE void give_to_pool(struct rte_mempool *pool, void *m)
+{
+    struct rte_mempool_cache *cache;
+    uint32_t half;
+
+    be_known();
+    cache = my_cache(pool);
+    half = cache != NULL && cache->len >= cache->size ? (cache->len + 1) / 2 : 0;
+
+    if (half != 0) {
+        cache->len -= half;
+        rte_mempool_generic_put(pool, &cache->objs[cache->len], half, NULL);
+    }
+    rte_mempool_generic_put(pool, &m, 1, cache);
+}
+
+/* As mbufs lie in a pool: in one piece, of which nobody else has a share. The library's own
+ * function fills in a dozen fields, all of which unwrap, or who has received a packet, does. */
+static inline struct rte_mbuf *take_mbuf(struct rte_mempool *pool)
+{
+    struct rte_mempool_cache *cache = my_cache(pool);
+
+    if (MN_UNLIKELY(cache == NULL || cache->len == 0)) {
+        return take_from_pool(pool);
+    }
+    return cache->objs[--cache->len];
+}
+
+static MN_NOINLINE void give_shared(struct rte_mbuf *m)
+{
+    rte_pktmbuf_free_seg(m);
+}
+
+static inline void give_mbuf(struct rte_mbuf *m)
+{
+    struct rte_mempool *pool = m->pool;
+    struct rte_mempool_cache *cache;
+
+    m->next = NULL;
+    m->nb_segs = 1;
+    if (MN_UNLIKELY(rte_mbuf_refcnt_read(m) != 1 || !RTE_MBUF_DIRECT(m))) {
+        give_shared(m);
+        return;
+    }
+    cache = my_cache(pool);
+    if (MN_UNLIKELY(cache == NULL || cache->len >= cache->size)) {
+        give_to_pool(pool, m);
+        return;
+    }
+    cache->objs[cache->len++] = m;
+}
+
+static void free_pieces(struct mn_pkt *pkt)
+{
+    do {
+        struct mn_pkt *next = pkt->next;
+
+        give_mbuf(dpdk_mbuf(pkt));
+        pkt = next;
+    } while (MN_UNLIKELY(pkt != NULL));
+}
+
 /* ---- receiving ------------------------------------------------------------------------------- */
 
 static inline uint8_t csum_mark(const struct mn_dpdk *d, const struct rte_mbuf *m)
@@ -86,38 +178,42 @@ static inline uint8_t csum_mark(const struct mn_dpdk *d, const struct rte_mbuf *
                : MN_CSUM_NONE;
 }
 
-static inline void wrap_piece(struct rte_mbuf *m, uint8_t csum)
+static inline void wrap_piece(struct rte_mbuf *m, uint32_t data_off, uint32_t len, uint8_t csum)
 {
-    struct mn_pkt *pkt = dpdk_pkt(m);
-
-    pkt->data = rte_pktmbuf_mtod(m, uint8_t *);
-    pkt->len = m->data_len;
-    pkt->room = (uint32_t)m->buf_len - m->data_off;
-    pkt->next = NULL;
-    pkt->gso_size = 0;
-    pkt->l4_off = 0;
-    pkt->csum_off = 0;
-    pkt->csum = csum;
-    pkt->flags = 0;
-    pkt->drv = 0;
-    pkt->link = NULL;
+    *dpdk_pkt(m) = (struct mn_pkt){
+        .data = (uint8_t *)m->buf_addr + data_off,
+        .len = len,
+        .room = m->buf_len - data_off,
+        .csum = csum,
+    };
 }
 
-static void wrap_more(struct rte_mbuf *m, uint8_t csum)
+static MN_NOINLINE void wrap_more(struct rte_mbuf *m, uint8_t csum)
 {
     struct mn_pkt *before = dpdk_pkt(m);
 
     for (m = m->next; m != NULL; m = m->next) {
-        wrap_piece(m, csum);
+        wrap_piece(m, m->data_off, m->data_len, csum);
         before->next = dpdk_pkt(m);
         before = before->next;
     }
 }
 
-/* What is too short for its header is given back; returns how many are left. */
-static uint32_t wrap(struct mn_dpdk *d, struct dpdk_queue *q, struct rte_mbuf *const *ms,
-                     uint32_t n, struct mn_pkt **pkts)
+/* The driver's mbufs become packets in the array that they came in. */
+typedef struct rte_mbuf *__attribute__((may_alias)) slot;
+
+static MN_NOINLINE void drop_short(struct dpdk_queue *q, struct rte_mbuf *m)
 {
+    q->counts.rx_bad++;
+    rte_pktmbuf_free(m);
+}
+
+/* What is too short for its header is given back; returns how many are left. */
+static __rte_always_inline uint32_t wrap(struct mn_dpdk *d, struct dpdk_queue *q,
+                                         struct mn_pkt **pkts, uint32_t n)
+{
+    const slot *ms = (const slot *)(void *)pkts;
+    uint64_t bytes = 0;
     uint32_t got = 0;
 
     for (uint32_t i = 0; i < n; i++) {
@@ -128,17 +224,17 @@ static uint32_t wrap(struct mn_dpdk *d, struct dpdk_queue *q, struct rte_mbuf *c
         }
         rte_prefetch0(rte_pktmbuf_mtod(m, void *));
         if (MN_UNLIKELY(m->data_len < MN_ETH_HLEN)) {
-            q->counts.rx_bad++;
-            rte_pktmbuf_free(m);
+            drop_short(q, m);
             continue;
         }
-        q->counts.rx_bytes += m->pkt_len;
-        wrap_piece(m, csum_mark(d, m));
+        bytes += m->pkt_len;
+        wrap_piece(m, m->data_off, m->data_len, csum_mark(d, m));
         if (MN_UNLIKELY(m->next != NULL)) {
             wrap_more(m, dpdk_pkt(m)->csum);
         }
         pkts[got++] = dpdk_pkt(m);
     }
+    q->counts.rx_bytes += bytes;
     q->counts.rx_frames += got;
     return got;
 }
@@ -147,20 +243,19 @@ static MN_NOINLINE uint32_t take_stash(struct mn_dpdk *d, struct dpdk_queue *q,
                                        struct mn_pkt **pkts, uint32_t n)
 {
     uint32_t take = mn_min_u32(n, q->n_stash - q->stash_at);
-    struct rte_mbuf *const *from = &q->stash[q->stash_at];
 
+    memcpy((void *)pkts, &q->stash[q->stash_at], take * sizeof(q->stash[0]));
     q->stash_at += take;
     if (q->stash_at == q->n_stash) {
         q->n_stash = q->stash_at = 0;
     }
-    return wrap(d, q, from, take, pkts);
+    return wrap(d, q, pkts, take);
 }
 
 static uint32_t dpdk_rx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts, uint32_t n)
 {
     struct mn_dpdk *d = (struct mn_dpdk *)nic;
     struct dpdk_queue *q = &d->q[queue];
-    struct rte_mbuf *ms[DPDK_BURST_MAX];
     uint32_t got;
 
     if (MN_UNLIKELY(q->n_stash != 0)) {
@@ -169,9 +264,9 @@ static uint32_t dpdk_rx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
     if (MN_UNLIKELY(!enter(d, q))) {
         return 0;
     }
-    got = rte_eth_rx_burst(d->port, (uint16_t)queue, ms, (uint16_t)mn_min_u32(n, DPDK_BURST_MAX));
+    got = rte_eth_rx_burst(d->port, (uint16_t)queue, (struct rte_mbuf **)(void *)pkts, (uint16_t)n);
     leave(q);
-    return got == 0 ? 0 : wrap(d, q, ms, got, pkts);
+    return got == 0 ? 0 : wrap(d, q, pkts, got);
 }
 
 /* ---- transmitting ---------------------------------------------------------------------------- */
@@ -191,51 +286,61 @@ static inline void offload(struct rte_mbuf *m, const struct mn_pkt *pkt)
     }
 }
 
-/* The mbufs say what the packet's pieces say: whoever had the packet may have moved its data. */
-static struct rte_mbuf *unwrap(struct mn_pkt *pkt)
-{
-    struct rte_mbuf *head = dpdk_mbuf(pkt), *last = head;
+/* Where the data is that an mbuf has: a driver that lends its own memory wants it back. */
+#define KEEP_FLAGS (RTE_MBUF_F_EXTERNAL | RTE_MBUF_F_INDIRECT)
 
-    head->tx_offload = 0;
-    head->ol_flags = 0;
-    head->pkt_len = 0;
-    head->nb_segs = 0;
-    for (struct mn_pkt *p = pkt; p != NULL; p = p->next) {
+static inline void unwrap_piece(struct rte_mbuf *m, const struct mn_pkt *pkt)
+{
+    m->data_off = (uint16_t)(pkt->data - (uint8_t *)m->buf_addr);
+    m->data_len = (uint16_t)pkt->len;
+    m->next = NULL;
+}
+
+static MN_NOINLINE void unwrap_more(struct rte_mbuf *head, const struct mn_pkt *pkt)
+{
+    struct rte_mbuf *last = head;
+
+    for (struct mn_pkt *p = pkt->next; p != NULL; p = p->next) {
         struct rte_mbuf *m = dpdk_mbuf(p);
 
-        m->data_off = (uint16_t)(p->data - (uint8_t *)m->buf_addr);
-        m->data_len = (uint16_t)p->len;
+        unwrap_piece(m, p);
+        m->ol_flags &= KEEP_FLAGS;
         head->pkt_len += p->len;
         head->nb_segs++;
         last->next = m;
         last = m;
     }
-    last->next = NULL;
-    if (pkt->csum == MN_CSUM_PARTIAL) {
-        offload(head, pkt);
-    }
-    return head;
 }
 
-static void free_pieces(struct mn_pkt *pkt)
+/* The mbuf says what the packet's pieces say: whoever had the packet may have moved its data. */
+static inline void unwrap(const struct mn_pkt *pkt, struct rte_mbuf *m)
 {
-    while (pkt != NULL) {
-        struct rte_mbuf *m = dpdk_mbuf(pkt);
-
-        pkt = pkt->next;
-        m->next = NULL;
-        m->nb_segs = 1;
-        rte_pktmbuf_free_seg(m);
+    unwrap_piece(m, pkt);
+    m->nb_segs = 1;
+    m->pkt_len = pkt->len;
+    m->tx_offload = 0;
+    m->ol_flags &= KEEP_FLAGS;
+    if (MN_UNLIKELY(pkt->next != NULL)) {
+        unwrap_more(m, pkt);
     }
 }
 
-/* Drivers that finish checksums may want to look at the headers first. A frame that they can't send
- * is lost: it would hold up all that are behind it. Returns how many may go, from the first on. */
+/* The device is to finish checksums; drivers may want to look at the headers first. A frame that
+ * they can't send is lost: it would hold up all that are behind it. Returns how many may go, from
+ * the first on. */
 static MN_NOINLINE uint32_t prepare(struct mn_dpdk *d, uint32_t queue, struct rte_mbuf **ms,
                                     uint32_t n)
 {
-    uint32_t ok = rte_eth_tx_prepare(d->port, (uint16_t)queue, ms, (uint16_t)n);
+    uint32_t ok;
 
+    for (uint32_t i = 0; i < n; i++) {
+        const struct mn_pkt *pkt = dpdk_pkt(ms[i]);
+
+        if (pkt->csum == MN_CSUM_PARTIAL) {
+            offload(ms[i], pkt);
+        }
+    }
+    ok = rte_eth_tx_prepare(d->port, (uint16_t)queue, ms, (uint16_t)n);
     if (MN_UNLIKELY(ok == 0)) {
         d->q[queue].counts.tx_refused++;
         free_pieces(dpdk_pkt(ms[0]));
@@ -243,34 +348,63 @@ static MN_NOINLINE uint32_t prepare(struct mn_dpdk *d, uint32_t queue, struct rt
     return ok;
 }
 
-/* How many of n were taken. *lost: the first one was, but is gone. */
-static uint32_t tx_some(struct mn_dpdk *d, uint32_t queue, struct mn_pkt **pkts, uint32_t n)
+static MN_NOINLINE uint64_t bytes_of(struct rte_mbuf *const *ms, uint32_t n)
 {
-    struct dpdk_queue *q = &d->q[queue];
-    struct rte_mbuf *ms[DPDK_BURST_MAX];
-    uint64_t bytes[DPDK_BURST_MAX];
-    uint64_t flags = 0, sum = 0;
-    uint32_t ready = n, sent;
+    uint64_t bytes = 0;
 
     for (uint32_t i = 0; i < n; i++) {
-        ms[i] = unwrap(pkts[i]);
-        flags |= ms[i]->ol_flags;
-        sum += ms[i]->pkt_len;
-        bytes[i] = sum;
+        bytes += ms[i]->pkt_len;
     }
-    if (flags != 0) {
+    return bytes;
+}
+
+/* At most DPDK_BURST_MAX. How many were taken; the first may have been taken and be lost. */
+static inline uint32_t tx_some(struct mn_dpdk *d, struct dpdk_queue *q, uint32_t queue,
+                               struct mn_pkt **pkts, uint32_t n)
+{
+    struct rte_mbuf *ms[DPDK_BURST_MAX];
+    uint64_t bytes = 0;
+    uint32_t ready = n, sent, marks = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        struct rte_mbuf *m = dpdk_mbuf(pkts[i]);
+
+        ms[i] = m;
+        marks |= pkts[i]->csum;
+        unwrap(pkts[i], m);
+        bytes += m->pkt_len;
+    }
+    /* A frame that is forwarded may have another mark than that it is PARTIAL. */
+    if (marks != MN_CSUM_NONE) {
         ready = prepare(d, queue, ms, n);
         if (MN_UNLIKELY(ready == 0)) {
             return 1;
         }
     }
     sent = rte_eth_tx_burst(d->port, (uint16_t)queue, ms, (uint16_t)ready);
-    q->counts.tx_frames += sent;
-    if (sent != 0) {
-        q->counts.tx_bytes += bytes[sent - 1];
+    if (MN_UNLIKELY(sent < n)) {
+        bytes -= bytes_of(ms + sent, n - sent); /* they are still ours */
+        q->counts.tx_full += sent < ready;
     }
-    q->counts.tx_full += sent < ready;
+    q->counts.tx_frames += sent;
+    q->counts.tx_bytes += bytes;
     return sent;
+}
+
+static MN_NOINLINE uint32_t tx_rest(struct mn_dpdk *d, struct dpdk_queue *q, uint32_t queue,
+                                    struct mn_pkt **pkts, uint32_t n)
+{
+    uint32_t done = 0;
+
+    while (done < n) {
+        uint32_t sent = tx_some(d, q, queue, pkts + done, mn_min_u32(n - done, DPDK_BURST_MAX));
+
+        done += sent;
+        if (sent == 0) {
+            break;
+        }
+    }
+    return done;
 }
 
 static MN_NOINLINE uint32_t tx_nowhere(struct dpdk_queue *q, struct mn_pkt **pkts, uint32_t n)
@@ -286,19 +420,14 @@ static uint32_t dpdk_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
 {
     struct mn_dpdk *d = (struct mn_dpdk *)nic;
     struct dpdk_queue *q = &d->q[queue];
-    uint32_t done = 0;
+    uint32_t done;
 
     if (MN_UNLIKELY(!enter(d, q))) {
         return tx_nowhere(q, pkts, n);
     }
-    while (done < n) {
-        uint32_t some = mn_min_u32(n - done, DPDK_BURST_MAX);
-        uint32_t sent = tx_some(d, queue, pkts + done, some);
-
-        done += sent;
-        if (sent == 0) {
-            break;
-        }
+    done = tx_some(d, q, queue, pkts, n < DPDK_BURST_MAX ? n : DPDK_BURST_MAX);
+    if (MN_UNLIKELY(done < n) && done != 0) {
+        done += tx_rest(d, q, queue, pkts + done, n - done);
     }
     leave(q);
     return done;
@@ -314,15 +443,12 @@ static struct mn_pkt *dpdk_pkt_alloc(struct mn_nic *nic, uint32_t queue, uint32_
     if (MN_UNLIKELY(size > d->data_room)) {
         return NULL;
     }
-    if (MN_UNLIKELY(rte_lcore_id() == LCORE_ID_ANY)) {
-        mn_dpdk_thread_known();
-    }
-    m = rte_pktmbuf_alloc(d->q[queue].pool);
+    m = take_mbuf(d->q[queue].pool);
     if (MN_UNLIKELY(m == NULL)) {
         d->q[queue].counts.no_mbuf++;
         return NULL;
     }
-    wrap_piece(m, MN_CSUM_NONE);
+    wrap_piece(m, RTE_PKTMBUF_HEADROOM, 0, MN_CSUM_NONE);
     return dpdk_pkt(m);
 }
 

@@ -139,7 +139,6 @@ int mn_dpdk_log_open(void);
 
 /* burst.c */
 extern const struct mn_nic_ops mn_dpdk_ops;
-void mn_dpdk_thread_known(void);
 bool mn_dpdk_enter(struct mn_dpdk *d, struct dpdk_queue *q);
 void mn_dpdk_leave(struct dpdk_queue *q);
 
