@@ -26,9 +26,12 @@ NIC = "0000:00:05.0"
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[FakeSysfs]:
-    """A machine with a NIC that the kernel has, and no userspace driver."""
+    """A machine with a NIC that the kernel has, and no userspace driver.
+
+    The guardian asks the real host about interfaces: no real one has this name.
+    """
     made = FakeSysfs(tmp_path)
-    made.pci(NIC, "e1000", "eth1", "52:54:00:00:00:02")
+    made.pci(NIC, "e1000", "mnfake1", "52:54:00:00:00:02")
     made.virtual("veth0")
     with Reacting(made):
         yield made
@@ -41,7 +44,7 @@ def machine(tree: FakeSysfs) -> Machine:
 
 def test_bound_for_a_run(tree: FakeSysfs, machine: Machine) -> None:
     tree.load("uio_pci_generic")
-    with BoundForRun("eth1", machine=machine) as held:
+    with BoundForRun("mnfake1", machine=machine) as held:
         assert held.device.driver == tree.driver(NIC) == "uio_pci_generic"
         owner = load_all(tree.run)[NIC].owner
         assert owner is not None
@@ -53,33 +56,33 @@ def test_bound_for_a_run(tree: FakeSysfs, machine: Machine) -> None:
 
 def test_two_runs_do_not_share_a_nic(tree: FakeSysfs, machine: Machine) -> None:
     tree.load("uio_pci_generic")
-    with BoundForRun("eth1", machine=machine):
+    with BoundForRun("mnfake1", machine=machine):
         why = f"process {os.getpid()} has bound it for its run"
         with pytest.raises(OSError, match=why):
-            BoundForRun("eth1", machine=machine)
+            BoundForRun("mnfake1", machine=machine)
         with pytest.raises(OSError, match=why):
-            bind("eth1", machine=machine)
+            bind("mnfake1", machine=machine)
         with pytest.raises(OSError, match=why):
-            unbind("eth1", machine=machine)
+            unbind("mnfake1", machine=machine)
         assert tree.driver(NIC) == "uio_pci_generic"
     assert tree.driver(NIC) == "e1000"
 
 
 def test_a_nic_that_was_bound_before_stays_bound(tree: FakeSysfs, machine: Machine) -> None:
     tree.load("uio_pci_generic")
-    bind("eth1", machine=machine)
-    with BoundForRun("eth1", machine=machine):
+    bind("mnfake1", machine=machine)
+    with BoundForRun("mnfake1", machine=machine):
         pass
     assert tree.driver(NIC) == "uio_pci_generic"
 
 
 def test_what_a_run_left_behind_is_taken_over(tree: FakeSysfs, machine: Machine) -> None:
     tree.load("uio_pci_generic")
-    bind("eth1", machine=machine)
+    bind("mnfake1", machine=machine)
     record = load_all(tree.run)[NIC]
     gone = dataclasses.replace(new_owner(), started=1)
     remember(dataclasses.replace(record, owner=gone), tree.run)
-    target, held = prepare("eth1", bind=True, machine=machine)
+    target, held = prepare("mnfake1", bind=True, machine=machine)
     assert target.devargs == NIC
     assert held is not None
     held.close()
@@ -88,9 +91,9 @@ def test_what_a_run_left_behind_is_taken_over(tree: FakeSysfs, machine: Machine)
 
 def test_prepare_binds_what_has_to_be_bound(tree: FakeSysfs, machine: Machine) -> None:
     tree.load("uio_pci_generic")
-    with pytest.raises(OSError, match="`machnet nic bind eth1`"):
-        prepare("eth1", machine=machine)
-    target, held = prepare("eth1,a=b", bind=True, machine=machine)
+    with pytest.raises(OSError, match="`machnet nic bind mnfake1`"):
+        prepare("mnfake1", machine=machine)
+    target, held = prepare("mnfake1,a=b", bind=True, machine=machine)
     assert held is not None
     assert target.devargs == f"{NIC},a=b"
     held.close()
@@ -107,7 +110,7 @@ def test_prepare_binds_nothing_else(machine: Machine, rest: str) -> None:
 def test_prepare_gives_back_what_can_not_be_used(tree: FakeSysfs, machine: Machine) -> None:
     tree.load("uio_pci_generic")
     with pytest.raises(ValueError, match="a name, and behind a comma"):
-        prepare("eth1,", bind=True, machine=machine)
+        prepare("mnfake1,", bind=True, machine=machine)
     assert tree.driver(NIC) == "e1000"
 
 
@@ -122,7 +125,7 @@ class Fake(Links):
         return True
 
 told = json.loads(sys.argv[1])
-held = BoundForRun("eth1", machine=Machine(**told["machine"], links=Fake()))
+held = BoundForRun("mnfake1", machine=Machine(**told["machine"], links=Fake()))
 print(json.dumps({"pid": os.getpid(), "guardian": held._guardian.pid}), flush=True)
 if told["fork"]:
     if os.fork() == 0:
