@@ -88,6 +88,7 @@ class Command:
         self.number = number
         self.argv = argv
         self.output = ""
+        self._seen = 0
         self.status: int | None = None
 
     def __str__(self) -> str:
@@ -100,15 +101,19 @@ class Command:
         return self.status
 
     def expect(self, text: str, timeout: float = 180.0) -> None:
-        """Wait until it has printed something."""
-        what = f"{text!r} from {self}"
+        """Wait until it has printed something, behind what was expected of it before."""
         self.guest.wait_until(
-            lambda: text in self.output or self.status is not None, timeout, what, self
+            lambda: text in self.output[self._seen :] or self.status is not None,
+            timeout,
+            f"{text!r} from {self}",
+            self,
         )
-        if text not in self.output:
+        at = self.output.find(text, self._seen)
+        if at < 0:
             raise GuestError(
                 f"{self} ended with status {self.status}, without {text!r}:\n{self.output}"
             )
+        self._seen = at + len(text)
 
     def send_signal(self, number: int) -> None:
         """Send its process group a signal."""

@@ -7,6 +7,7 @@ import json
 import re
 import secrets
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,11 @@ def driver_now(lab: Lab) -> str:
     """The kernel's driver that has the NIC; empty for none."""
     link = f"/sys/bus/pci/devices/{PCI[NIC]}/driver"
     return lab.run("sh", "-c", f"readlink {link} || true").strip().rpartition("/")[2]
+
+
+def wait_for_interface(lab: Lab) -> None:
+    """Wait until the kernel of the guest has the NIC."""
+    lab.run("sh", "-c", f"until ip link show {NIC}; do sleep 0.1; done")
 
 
 def row_of_nic(lab: Lab) -> dict[str, object]:
@@ -91,7 +97,7 @@ def given_back_after_a_crash(lab: Lab) -> str:
     need(driver_now(lab) == lab.driver, f"--bind bound it to {driver_now(lab)!r}")
     sidecar.send_signal(signal.SIGKILL)
     sidecar.wait()
-    lab.run("timeout", "30", "sh", "-c", f"until ip link show {NIC}; do sleep 0.1; done")
+    wait_for_interface(lab)
     need(driver_now(lab) == lab.machine.driver, f"given back to {driver_now(lab)!r}")
     return "bound for a run, given back after SIGKILL"
 
@@ -144,8 +150,10 @@ def start_sidecar(lab: Lab, *flags: str) -> Command:
     return sidecar
 
 
-def check_pair(client: Command | HostCommand, server: Command | HostCommand) -> None:
-    """Every message was answered, and rightly."""
+def check_pair(
+    client: Command | HostCommand, server: Command | HostCommand, messages: int | None = MESSAGES
+) -> None:
+    """Every message was answered, and rightly; so many, or any number."""
     status = client.wait()
     said = f"client:\n{client.output}\nserver:\n{server.output}"
     need(status == 0, f"the client ended with status {status}\n{said}")
@@ -153,7 +161,8 @@ def check_pair(client: Command | HostCommand, server: Command | HostCommand) -> 
     status = server.wait()
     said = f"client:\n{client.output}\nserver:\n{server.output}"
     need(status == 0, f"the server ended with status {status}\n{said}")
-    need(server.figures()["tx_msgs"] == client.figures()["rx_msgs"] == MESSAGES, said)
+    answered = client.figures()["rx_msgs"]
+    need(server.figures()["tx_msgs"] == answered == (messages or answered) > 0, said)
 
 
 def experiments(lab: Lab) -> str:
@@ -183,3 +192,56 @@ def experiments(lab: Lab) -> str:
 
     need(sidecar.stop() == 0, f"the sidecar failed:\n{sidecar.output}")
     return f"1, 2 and 3, {MESSAGES} messages each"
+
+
+# --- what goes away and comes back ---------------------------------------------------------------
+
+
+def seconds_of(client: HostCommand) -> list[int]:
+    """How many replies came in each second that is over."""
+    lines = [line for line in client.output.splitlines(keepends=True) if line.startswith("{")]
+    return [json.loads(line)["rx_msgs"] for line in lines if line.endswith("\n")]
+
+
+def wait_for_replies(client: HostCommand) -> None:
+    """Wait for a whole second in which there were replies."""
+    end = time.monotonic() + PATIENCE_S
+    # The second that is under way now has replies of before.
+    known = len(seconds_of(client)) + 1
+    while not any(seconds_of(client)[known:]):
+        need(time.monotonic() < end, f"no replies within {PATIENCE_S:g} s:\n{client.output}")
+        time.sleep(0.1)
+
+
+def pulled_out(lab: Lab) -> str:
+    """The cable is pulled, then the NIC, while messages pass; both come back, and so do the messages."""
+    sidecar = start_sidecar(lab)
+    own = ("--protocol=tcp", f"--local_ip={GUEST_IP}")
+    server = lab.start("msg_gen", *own, "--json", "--verify")
+    server.expect("[LISTENING]")
+    client = lab.on_host(
+        installed("tcp_msg_gen"), f"--remote_ip={GUEST_IP}", "--json", "--verify", "--msg_window=1"
+    )
+    wait_for_replies(client)
+
+    lab.guest.set_cable(NIC, plugged=False)
+    sidecar.expect("link=down")
+    lab.guest.set_cable(NIC, plugged=True)
+    sidecar.expect("nic_link")
+    wait_for_replies(client)
+
+    lab.guest.unplug(NIC)
+    sidecar.expect("nic_unplugged")
+    lab.guest.plug(NIC)
+    wait_for_interface(lab)
+    lab.run("machnet", "nic", "bind", NIC, f"--driver={lab.driver}")
+    sidecar.expect("nic_back")
+    wait_for_replies(client)
+
+    (port,) = json.loads(lab.run("machnet", "stat", "--json"))["ports"]
+    counted = {name: port["stats"][name] for name in ("unplugged", "replugged")}
+    need(counted == {"unplugged": 1, "replugged": 1}, f"counted: {port}")
+    client.send_signal(signal.SIGINT)
+    check_pair(client, server, None)
+    need(sidecar.stop() == 0, f"the sidecar failed:\n{sidecar.output}")
+    return "cable and NIC were missed and came back, the connection lived on"
