@@ -7,6 +7,7 @@ One JSON object with `--json`, else tables. Figures, never assertions.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -69,6 +70,68 @@ def count_pair(rows: tuple[str, ...]) -> dict[str, dict[str, float]]:
     return {"lwip": theirs, **{f"machnet-{mode}": counts for mode, counts in ours.items()}}
 
 
+NIC_STACKS = tuple(f"machnet-{mode}" for mode in pair.MODES)
+
+
+def measure_nics(rows: tuple[str, ...], seconds: float, repeats: int) -> list[dict[str, Any]]:
+    """Every row over a Wire and over DPDK's net_ring, in turns: CPU time of the one thread."""
+    program = pair.build(dpdk=True)
+    samples: dict[tuple[str, str, str], list[float]] = {}
+    for n in range(repeats):
+        for row in rows:
+            progress(f"pair: {row}, run {n + 1} of {repeats}")
+            for one in pair.run(program, [row], seconds=seconds, nics=pair.NICS):
+                key = (row, one["peer"], one["nic"])
+                samples.setdefault(key, []).append(one["cpu_ns_per_msg"])
+    return [
+        {
+            "row": row,
+            "stack": stack,
+            "cpu_ns_per_msg": {nic: spread(samples[row, stack, nic]) for nic in pair.NICS},
+            "ratio": round(
+                statistics.median(samples[row, stack, "ring"])
+                / statistics.median(samples[row, stack, "wire"]),
+                3,
+            ),
+        }
+        for row in rows
+        for stack in NIC_STACKS
+    ]
+
+
+def count_nics(rows: tuple[str, ...]) -> dict[str, dict[str, dict[str, float]]]:
+    """Instructions per message by NIC, stack and row; of the same program for both."""
+    progress("pair: counting instructions")
+    program = pair.build(march="haswell", dpdk=True)
+    return {
+        nic: {
+            f"machnet-{mode}": counts
+            for mode, counts in pair.count_instructions(program, rows, nic=nic).items()
+        }
+        for nic in pair.NICS
+    }
+
+
+def nics_table(
+    results: list[dict[str, Any]], counts: dict[str, dict[str, dict[str, float]]] | None
+) -> Table:
+    table = Table(title="two stacks back to back in one thread: a Wire, and DPDK's net_ring")
+    names = ("row", "stack", "wire ns", "min..max", "ring ns", "min..max", "ring/wire")
+    for name in (*names, "instructions", "ring/wire"):
+        table.add_column(name, justify="left" if name in {"row", "stack"} else "right")
+    for r in results:
+        cells = []
+        for nic in pair.NICS:
+            ns = r["cpu_ns_per_msg"][nic]
+            cells += [f"{ns['median']:.1f}", f"{ns['min']:.1f}..{ns['max']:.1f}"]
+        cells.append(f"{r['ratio']:.2f}")
+        if counts:
+            wire, ring = (counts[nic][r["stack"]][r["row"]] for nic in pair.NICS)
+            cells += [f"{wire:.0f}, {ring:.0f}", f"{ring / wire:.2f}"]
+        table.add_row(r["row"], r["stack"], *cells, end_section=r["stack"] == NIC_STACKS[-1])
+    return table
+
+
 def pair_table(results: list[dict[str, Any]], counts: dict[str, dict[str, float]] | None) -> Table:
     table = Table(title="two stacks back to back in one thread, no kernel")
     for name in (
@@ -106,6 +169,12 @@ def main() -> None:
 @click.option("--seconds", default=1.0, type=click.FloatRange(min=0.05), help="Length of a run.")
 @click.option("--repeats", default=5, type=click.IntRange(min=1), help="Runs of each row.")
 @click.option("--row", "rows", multiple=True, type=click.Choice(pair.ROWS), help="Only this row.")
+@click.option(
+    "--nic",
+    default="wire",
+    type=click.Choice(pair.NICS),
+    help="wire: with lwIP beside. ring: over two ports of DPDK, with the Wire beside.",
+)
 @click.option("--instructions/--no-instructions", default=True, help="Count with callgrind too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write the JSON there as well.")
@@ -113,22 +182,30 @@ def pair_command(
     seconds: float,
     repeats: int,
     rows: tuple[str, ...],
+    nic: str,
     instructions: bool,
     as_json: bool,
     output: Path | None,
 ) -> None:
     """Request and reply, and bulk, between two stacks in one thread, with lwIP beside."""
+    measure, count, table_of = (
+        (measure_pair, count_pair, pair_table)
+        if nic == "wire"
+        else (measure_nics, count_nics, nics_table)
+    )
     rows = rows or pair.ROWS
     report: dict[str, Any] = {
         "benchmark": "pair",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine.describe(),
+        "nic": nic,
         "seconds": seconds,
         "repeats": repeats,
+        "load": os.getloadavg()[0],
         "cache_line_round_trip_ns": {"before": machine.cache_line_round_trip_ns()},
     }
-    results = measure_pair(rows, seconds, repeats)
-    counts = count_pair(rows) if instructions else None
+    results = measure(rows, seconds, repeats)
+    counts = count(rows) if instructions else None
     report["cache_line_round_trip_ns"]["after"] = machine.cache_line_round_trip_ns()
     report["results"] = results
     report["instructions_per_msg"] = counts
@@ -137,8 +214,8 @@ def pair_command(
     if as_json:
         print(json.dumps(report))
         return
-    console = Console()
-    console.print(pair_table(results, counts))
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table_of(results, counts))
     trips = report["cache_line_round_trip_ns"]
     console.print(f"cache-line round trip: {trips['before']} ns before, {trips['after']} ns after")
 
