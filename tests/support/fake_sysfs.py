@@ -8,6 +8,7 @@ comes a moment after the write (inotify), where the kernel's comes during it.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import select
 import struct
@@ -319,7 +320,7 @@ class FakeLinks(Links):
 
 
 def fake_machine(tree: FakeSysfs) -> Machine:
-    """A machine without modprobe whose devices are in the tree, and that does not wait for long."""
+    """A machine without modprobe whose devices are in the tree; it waits for a busy test machine."""
     return Machine(
         sysfs=tree.sysfs,
         run=tree.run,
@@ -327,6 +328,11 @@ def fake_machine(tree: FakeSysfs) -> Machine:
         links=FakeLinks(),
         load=lambda driver: f"Module {driver} not found.",
         lock_s=0.2,
-        patience_s=0.2,
-        interface_s=0.2,
+        patience_s=20,
+        interface_s=20,
     )
+
+
+def hasty(machine: Machine) -> Machine:
+    """The same for what is not going to happen."""
+    return dataclasses.replace(machine, patience_s=1, interface_s=1)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_sysfs import FakeLinks, FakeSysfs, Reacting, fake_machine
+from fake_sysfs import FakeLinks, FakeSysfs, Reacting, fake_machine, hasty
 
 from machnet.dpdk.bind import Machine, bind, unbind, users
 from machnet.dpdk.devices import inventory, resolve
@@ -209,7 +209,7 @@ def test_its_addresses_come_back(tree: FakeSysfs, machine: Machine) -> None:
     bind("eth1", force=True, machine=machine)
     assert load_all(tree.run)[NIC].interfaces == (was,)
     tree.nics[NIC].ports = [("eth0", "52:54:00:00:00:02")]  # the kernel counts anew
-    assert unbind("eth1", machine=machine) == []
+    assert unbind("eth1", machine=hasty(machine)) == []
     assert links(machine).restored == [(was, "eth0")]
 
 
@@ -223,7 +223,7 @@ def test_what_does_not_come_back_is_said(tree: FakeSysfs, machine: Machine) -> N
     links(machine).refusal = None
     bind("eth1", machine=machine)
     tree.nics[NIC].ports = []
-    assert unbind("eth1", machine=machine) == [
+    assert unbind("eth1", machine=hasty(machine)) == [
         "eth1 (0000:00:05.0): its interface did not come back"
     ]
     assert load_all(tree.run) == {}
@@ -342,7 +342,7 @@ def test_a_kernel_without_driver_override(tree: FakeSysfs, machine: Machine) -> 
 def test_a_driver_that_does_not_take_it(tree: FakeSysfs, machine: Machine) -> None:
     tree.load("uio_pci_generic")
     tree.refusing.add("uio_pci_generic")
-    error = refused(machine)
+    error = refused(hasty(machine))
     assert error.errno == errno.EIO
     assert error.strerror == (
         "eth1 (0000:00:05.0): uio_pci_generic did not take it: the kernel does not say why; `dmesg` may. "
@@ -380,7 +380,7 @@ def test_a_driver_that_was_told_of_this_kind_of_device_does_not_get_it_again(
     tree.nics[NIC].native = "uio_pci_generic"  # what the kernel chooses by itself now
     tree.nics[NIC].ports, ports = [], tree.nics[NIC].ports
     assert ports
-    assert unbind("eth1", machine=machine) == [
+    assert unbind("eth1", machine=hasty(machine)) == [
         "eth1 (0000:00:05.0): its interface did not come back"
     ]
     assert tree.driver(NIC) == "e1000"
@@ -391,7 +391,7 @@ def test_nobody_takes_it_back(tree: FakeSysfs, machine: Machine) -> None:
     bind("eth1", machine=machine)
     tree.refusing.add("e1000")
     with pytest.raises(OSError, match="no driver of the kernel took it") as caught:
-        unbind("eth1", machine=machine)
+        unbind("eth1", machine=hasty(machine))
     assert caught.value.errno == errno.EIO
     # It is still known as eth1, so that it can be tried again.
     tree.refusing.clear()
