@@ -5,8 +5,10 @@
 
 #include "machnet/stack/core/wire/eth.h"
 
+#include <semaphore.h>
 #include <stdio.h>
 
+#include <rte_alarm.h>
 #include <rte_dev.h>
 #include <rte_errno.h>
 #include <rte_ether.h>
@@ -82,9 +84,20 @@ static uint16_t choose_queues(struct mn_dpdk *d, const struct rte_eth_dev_info *
     return (uint16_t)(d->cfg.queues > most ? 1 : d->cfg.queues);
 }
 
+/* The driver of packet sockets says 1500 whatever its interface has; its ring was made for that. */
+static uint32_t drivers_mtu(const struct mn_dpdk *d, const struct rte_eth_dev_info *info)
+{
+    const uint32_t extra = RTE_ETHER_HDR_LEN + RTE_ETHER_CRC_LEN;
+
+    if (strcmp(info->driver_name, "net_af_packet") == 0 && info->max_rx_pktlen > extra) {
+        return mn_min_u32(d->cfg.mtu, info->max_rx_pktlen - extra);
+    }
+    return d->cfg.mtu;
+}
+
 static int configure(struct mn_dpdk *d, const struct rte_eth_dev_info *info, bool interrupts)
 {
-    struct rte_eth_conf conf = {.rxmode.mtu = d->cfg.mtu};
+    struct rte_eth_conf conf = {.rxmode.mtu = drivers_mtu(d, info)};
 
     conf.intr_conf.rxq = interrupts ? 1 : 0;
     choose_offloads(d, info, &conf);
@@ -282,8 +295,33 @@ void mn_dpdk_stop(struct mn_dpdk *d)
     }
 }
 
+static void post(void *arg)
+{
+    (void)sem_post(arg);
+}
+
+/* Drivers handle what their devices and peers tell them in EAL's interrupt thread, and not all of
+ * them (net_memif) expect to be closed meanwhile. An alarm goes off in that thread; the second one
+ * in a round of its own, after all that was known when the first one was set. */
+static void let_interrupts_settle(void)
+{
+    sem_t passed;
+
+    if (sem_init(&passed, 0, 0) != 0) {
+        return;
+    }
+    for (int i = 0; i < 2; i++) {
+        if (rte_eal_alarm_set(1, post, &passed) == 0) {
+            while (sem_wait(&passed) != 0) {
+            }
+        }
+    }
+    (void)sem_destroy(&passed);
+}
+
 void mn_dpdk_plug_out(struct mn_dpdk *d)
 {
+    let_interrupts_settle();
     mn_dpdk_stop(d);
     (void)rte_eth_dev_close(d->port);
     if (d->device != NULL) {

@@ -41,6 +41,7 @@ int64_t mn_nic_rx_bytes(struct mn_nic *nic, uint32_t queue, uint8_t *buf, uint32
 int mn_nic_tx_bytes(struct mn_nic *nic, uint32_t queue, const uint8_t *frame, uint32_t len,
                     const struct mn_pkt_meta *meta);
 int64_t mn_nic_probe_alloc(struct mn_nic *nic, uint32_t queue, uint32_t size);
+bool mn_nic_arm(struct mn_nic *nic, uint32_t queue, bool on);
 int mn_nic_forward(struct mn_nic *from, struct mn_nic *to, uint32_t n);
 
 struct mn_wire_config {

@@ -179,6 +179,11 @@ int64_t mn_nic_probe_alloc(struct mn_nic *nic, uint32_t queue, uint32_t size)
     return room;
 }
 
+bool mn_nic_arm(struct mn_nic *nic, uint32_t queue, bool on)
+{
+    return nic->ops->rx_arm == NULL || nic->ops->rx_arm(nic, queue, on);
+}
+
 int mn_nic_forward(struct mn_nic *from, struct mn_nic *to, uint32_t n)
 {
     struct mn_pkt *pkts[64];

@@ -44,6 +44,9 @@ int mn_nic_tx_bytes(struct mn_nic *nic, uint32_t queue, const uint8_t *frame, ui
                     const struct mn_pkt_meta *meta);
 /* Allocates a packet of `size` and gives it back: its room, or -ENOBUFS. */
 int64_t mn_nic_probe_alloc(struct mn_nic *nic, uint32_t queue, uint32_t size);
+/* As a host does before it sleeps on the descriptor, and after: true, where there is nothing to do.
+ */
+bool mn_nic_arm(struct mn_nic *nic, uint32_t queue, bool on);
 
 /* Receives up to n (at most 64) frames in one burst and transmits them as they are, in one burst,
  * on `to`, which must share its packets with `from` (the same NIC, or the ends of a wire). What is

@@ -116,6 +116,14 @@ class NicHandle:
         """
         return _checked(lib.mn_nic_probe_alloc(self.nic, 0, size))
 
+    def arm(self, on: bool = True) -> bool:
+        """Say that the caller is about to sleep on the descriptor, or (``on=False``) sleeps no more.
+
+        Returns:
+            False: something is to be done already.
+        """
+        return bool(lib.mn_nic_arm(self.nic, 0, on))
+
     def bounce(self, count: int) -> int:
         """Receive up to ``count`` frames (at most 64) in one burst and transmit them as they are.
 
@@ -287,16 +295,42 @@ def _descriptor(bench: NicBench) -> None:
     if fd < 0:
         return
     _receive(bench, 1, wait_s=0.05)
-    _require(not select.select([fd], [], [], 0)[0], "rx_fd polls readable, but no frame waits")
-    bench.deliver(_frame(1, 60))
-    ready = select.select([fd], [], [], _WAIT_S)[0]
-    _require(bool(ready), "a frame waits, but rx_fd does not poll readable")
-    _same(_receive(bench, 1), [_frame(1, 60)], "after polling")
-    while bench.nic.recv() is not None:
-        pass
+    for number in range(3):
+        _require(not select.select([fd], [], [], 0)[0], "rx_fd polls readable, but no frame waits")
+        _require(bench.nic.arm(), "it can't be slept on, but no frame waits")
+        bench.deliver(_frame(number, 60))
+        ready = select.select([fd], [], [], _WAIT_S)[0]
+        _require(bool(ready), "a frame waits, but rx_fd does not poll readable")
+        bench.nic.arm(on=False)
+        _same(_receive(bench, 1), [_frame(number, 60)], "after polling")
+        while bench.nic.recv() is not None:
+            pass
     _require(
         not select.select([fd], [], [], 0)[0], "rx_fd still polls readable after the last frame"
     )
+
+
+def _arming(bench: NicBench) -> None:
+    """A frame that comes before the descriptor is armed ends the sleep too; none is lost by it."""
+    fd = bench.nic.info.rx_fd
+    if fd < 0:
+        return
+    _receive(bench, 1, wait_s=0.05)
+    wanted: list[bytes] = []
+    got: list[bytes] = []
+    for number in range(40):
+        frames = [_frame(number * 40 + part, 60) for part in range(number)]
+        for frame in frames:
+            bench.deliver(frame)
+        wanted += frames
+        if number % 2 and bench.nic.arm():
+            _require(bool(select.select([fd], [], [], _WAIT_S)[0]), "a frame came before the sleep")
+        if number % 3 == 0:
+            bench.nic.arm(on=False)
+        got += _receive(bench, len(frames) // 2)
+    got += _receive(bench, len(wanted) - len(got))
+    bench.nic.arm(on=False)
+    _same(got, wanted, "received")
 
 
 def _bursts(bench: NicBench) -> None:
@@ -418,6 +452,7 @@ _CHECKS: tuple[Callable[[NicBench], None], ...] = (
     _receives,
     _transmits,
     _descriptor,
+    _arming,
     _bursts,
     _packets,
     _no_leak_receiving,

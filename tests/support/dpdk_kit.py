@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import itertools
 import os
+import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +20,9 @@ import pytest
 from machnet import dpdk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+_CLONE_NEWNET = 0x40000000
 _NR = Path("/proc/sys/vm/nr_hugepages")
 _LOCK = Path("/tmp/machnet-test-hugepages.lock")
 #: For all workers of a test run together: 2 MiB each.
@@ -117,6 +122,37 @@ class Veth:
         """Take all away."""
         sh("ip", "link", "del", self.name, check=False)
         sh("ip", "netns", "del", self.namespace, check=False)
+
+
+def wait_for(holds: Callable[[], object], seconds: float = 10.0) -> None:
+    """Look until it holds, for what there is no event to wait for."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.002)
+
+
+def packet_socket(namespace: str | None = None) -> socket.socket:
+    """A packet socket for all protocols that is not bound to an interface yet, in a namespace or here."""
+    made: list[socket.socket | OSError] = []
+
+    def make() -> None:
+        try:
+            if namespace is not None:
+                with Path(f"/var/run/netns/{namespace}").open() as file:
+                    if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+                        raise OSError(ctypes.get_errno(), f"setns {namespace}")
+            made.append(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
+        except OSError as error:
+            made.append(error)
+
+    # A thread's namespace is its own.
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    if isinstance(made[0], OSError):
+        raise made[0]
+    return made[0]
 
 
 @contextlib.contextmanager
