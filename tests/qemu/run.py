@@ -30,6 +30,7 @@ from guest import Machine
 from image import Image, ImageError, prepare
 from lab import Lab
 
+from machnet import dpdk
 from machnet.sim.kernel_host import KernelHost
 
 
@@ -46,7 +47,13 @@ PLANS = {
     "e1000e": Plan(
         Machine("e1000e", "e1000e", iommu=True),
         "vfio-pci",
-        (steps.refused_until_bound, steps.portable_tests, steps.experiments, steps.unbind),
+        (
+            steps.refused_until_bound,
+            steps.portable_tests,
+            steps.experiments,
+            steps.pulled_out,
+            steps.unbind,
+        ),
     ),
     "virtio": Plan(
         Machine(
@@ -81,13 +88,16 @@ def say(name: str, text: str) -> None:
         print(f"{name:8} {text}", flush=True)
 
 
-def run_guest(name: str, image: Image, wanted: list[str]) -> bool:
+def run_guest(name: str, image: Image, wanted: list[str], keep: Path | None) -> bool:
     """Run a guest and its steps; whether all went well."""
     plan = PLANS[name]
     chosen = [step for step in plan.steps if not wanted or step.__name__ in wanted]
     began = time.monotonic()
     with contextlib.ExitStack() as exits:
-        folder = Path(exits.enter_context(tempfile.TemporaryDirectory(prefix="machnet-qemu-")))
+        if keep is None:
+            made = exits.enter_context(tempfile.TemporaryDirectory(prefix="machnet-qemu-"))
+        folder = Path(made) if keep is None else keep / name
+        folder.mkdir(parents=True, exist_ok=True)
         what = "start"
         try:
             lab = exits.enter_context(Lab(image, plan.machine, plan.driver, folder))
@@ -112,10 +122,12 @@ def last_words(folder: Path) -> str:
     return f"console:\n{text[-6000:]}" if text.strip() else "(nothing on the console)"
 
 
-def run_guests(names: list[str], image: Image, wanted: list[str], jobs: int) -> bool:
+def run_guests(
+    names: list[str], image: Image, wanted: list[str], keep: Path | None, jobs: int
+) -> bool:
     """Run guests, so many at a time; whether all went well."""
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run_guest, name, image, wanted) for name in names]
+        futures = [pool.submit(run_guest, name, image, wanted, keep) for name in names]
         try:
             return all(future.result() for future in futures)
         except BaseException:
@@ -131,7 +143,7 @@ def why_not() -> str | None:
     """Why there can be no guest here."""
     if os.uname().machine != "x86_64":
         return f"the NICs are those of a PC, and this is {os.uname().machine}"
-    return KernelHost.tap_available()
+    return dpdk.missing_reason() or KernelHost.tap_available()
 
 
 def main() -> int:
@@ -143,6 +155,7 @@ def main() -> int:
     parser.add_argument(
         "--step", action="append", default=[], help="only this one; may be repeated"
     )
+    parser.add_argument("--keep", type=Path, help="leave the guests' folders in this one")
     parser.add_argument("--jobs", type=int, default=1, help="guests at a time (default 1)")
     options = parser.parse_args()
     reason = why_not()
@@ -154,7 +167,8 @@ def main() -> int:
         print(f"skipped: {reason}")
         return 1 if os.environ.get("CI") else 0
     began = time.monotonic()
-    well = run_guests(options.guest or list(PLANS), image, options.step, options.jobs)
+    names, keep = options.guest or list(PLANS), options.keep and options.keep.absolute()
+    well = run_guests(names, image, options.step, keep, options.jobs)
     print(f"{time.monotonic() - began:.0f} s")
     return 0 if well else 1
 

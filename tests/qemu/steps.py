@@ -120,7 +120,8 @@ def portable_tests(lab: Lab) -> str:
     where = agent.output.partition(said)[2].split()[0]
     # Plugins that are not needed cost seconds to import here.
     suite = lab.start(
-        *("python", "-m", "pytest", "-c", "/dev/null", f"--rootdir={PORTABLE}", "-rs", "-q"),
+        *("python", "-m", "pytest", "-c", "/dev/null", f"--rootdir={PORTABLE}"),
+        *(f"--confcutdir={PORTABLE}", "-rs", "-q"),
         *("--durations=8",),
         *("--import-mode=importlib", "-p", "no:cacheprovider", "-p", "pytest_machnet.plugin"),
         *("-p", "pytest_timeout", "--timeout=120", f"--junitxml={lab.folder}/report.xml"),
