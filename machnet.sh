@@ -85,6 +85,7 @@ test_packages() {
     command -v tshark >/dev/null || missing+=(tshark)
     command -v ip >/dev/null || missing+=(iproute2)
     command -v ethtool >/dev/null || missing+=(ethtool)
+    command -v strace >/dev/null || missing+=(strace)
     command -v curl >/dev/null || missing+=(curl)
     command -v valgrind >/dev/null || missing+=(valgrind)
     command -v g++ >/dev/null || missing+=(g++)

@@ -236,6 +236,7 @@ static __rte_always_inline uint32_t wrap(struct mn_dpdk *d, struct dpdk_queue *q
     }
     q->counts.rx_bytes += bytes;
     q->counts.rx_frames += got;
+    q->counts.rx_bursts++;
     return got;
 }
 
@@ -387,6 +388,7 @@ static inline uint32_t tx_some(struct mn_dpdk *d, struct dpdk_queue *q, uint32_t
         q->counts.tx_full += sent < ready;
     }
     q->counts.tx_frames += sent;
+    q->counts.tx_bursts++;
     q->counts.tx_bytes += bytes;
     return sent;
 }

@@ -24,9 +24,11 @@ struct mn_dpdk_config {
 struct mn_dpdk_stats {
     uint64_t rx_frames;
     uint64_t rx_bytes;
+    uint64_t rx_bursts;
     uint64_t rx_bad;
     uint64_t tx_frames;
     uint64_t tx_bytes;
+    uint64_t tx_bursts;
     uint64_t tx_full;
     uint64_t tx_refused;
     uint64_t tx_down;

@@ -38,10 +38,12 @@ struct mn_dpdk_config {
 struct mn_dpdk_stats {
     uint64_t rx_frames;
     uint64_t rx_bytes;
-    uint64_t rx_bad; /* frames without an Ethernet header, or with a wrong checksum mark */
+    uint64_t rx_bursts; /* that brought frames */
+    uint64_t rx_bad;    /* frames without an Ethernet header, or with a wrong checksum mark */
     uint64_t tx_frames;
     uint64_t tx_bytes;
-    uint64_t tx_full;    /* bursts cut short by a full transmit ring */
+    uint64_t tx_bursts; /* that the driver was handed: the times that the device was told of them */
+    uint64_t tx_full;   /* bursts cut short by a full transmit ring */
     uint64_t tx_refused; /* frames that the driver can't send: lost */
     uint64_t tx_down;    /* frames lost while the device was away */
     uint64_t no_mbuf;    /* times that there was no packet to be had for sending */

@@ -36,9 +36,11 @@ __attribute__((format(printf, 3, 4))) int mn_dpdk_fail(const struct dpdk_err *er
 struct dpdk_counts {
     uint64_t rx_frames;
     uint64_t rx_bytes;
+    uint64_t rx_bursts;
     uint64_t rx_bad;
     uint64_t tx_frames;
     uint64_t tx_bytes;
+    uint64_t tx_bursts;
     uint64_t tx_full;
     uint64_t tx_refused;
     uint64_t tx_down;

@@ -205,9 +205,11 @@ void mn_dpdk_get_stats(struct mn_nic *nic, struct mn_dpdk_stats *out)
 
         out->rx_frames += c->rx_frames;
         out->rx_bytes += c->rx_bytes;
+        out->rx_bursts += c->rx_bursts;
         out->rx_bad += c->rx_bad;
         out->tx_frames += c->tx_frames;
         out->tx_bytes += c->tx_bytes;
+        out->tx_bursts += c->tx_bursts;
         out->tx_full += c->tx_full;
         out->tx_refused += c->tx_refused;
         out->tx_down += c->tx_down;
