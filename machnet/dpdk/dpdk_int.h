@@ -98,6 +98,7 @@ struct mn_dpdk {
     uint32_t if_index;
     int socket;
     uint64_t unplugged, replugged;
+    uint64_t ring_drops; /* of the sockets' rings, which their driver (22.11) does not count */
     uint32_t pool_mbufs;
     struct rte_eth_stats last; /* when the device was last there, and what it had counted before */
     struct rte_eth_stats base;
@@ -150,6 +151,8 @@ void mn_dpdk_sleep_fini(struct mn_dpdk *d);
 /* The port has been started, or is about to be stopped: what wakes the queues' threads. */
 void mn_dpdk_sleep_attach(struct mn_dpdk *d);
 void mn_dpdk_sleep_detach(struct mn_dpdk *d);
+/* Asks the driver's sockets what they have dropped since they were asked last. */
+void mn_dpdk_count_drops(struct mn_dpdk *d);
 int mn_dpdk_queue_fd(struct mn_nic *nic, uint32_t queue);
 bool mn_dpdk_rx_arm(struct mn_nic *nic, uint32_t queue, bool on);
 

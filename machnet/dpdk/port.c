@@ -223,7 +223,7 @@ void mn_dpdk_get_stats(struct mn_nic *nic, struct mn_dpdk_stats *out)
     out->opackets = d->base.opackets + d->last.opackets;
     out->ibytes = d->base.ibytes + d->last.ibytes;
     out->obytes = d->base.obytes + d->last.obytes;
-    out->imissed = d->base.imissed + d->last.imissed;
+    out->imissed = d->base.imissed + d->last.imissed + d->ring_drops;
     out->ierrors = d->base.ierrors + d->last.ierrors;
     out->oerrors = d->base.oerrors + d->last.oerrors;
     out->rx_nombuf = d->base.rx_nombuf + d->last.rx_nombuf;

@@ -131,6 +131,19 @@ static bool attach_sockets(struct mn_dpdk *d)
     return n != 0;
 }
 
+void mn_dpdk_count_drops(struct mn_dpdk *d)
+{
+    for (uint32_t i = 0; i < d->n_sockets; i++) {
+        struct tpacket_stats stats = {0};
+        socklen_t len = sizeof(stats);
+
+        /* Not AF_XDP: it has another level. Each drop is told once, to us or to the driver. */
+        if (getsockopt(d->sockets[i], SOL_PACKET, PACKET_STATISTICS, &stats, &len) == 0) {
+            d->ring_drops += stats.tp_drops;
+        }
+    }
+}
+
 /* ---- interrupts ------------------------------------------------------------------------------ */
 
 static bool attach_interrupts(struct mn_dpdk *d)

@@ -148,6 +148,7 @@ void mn_dpdk_read_stats(struct mn_dpdk *d)
     if (atomic_load(&d->away) == 0 && rte_eth_stats_get(d->port, &now) == 0) {
         d->last = now;
     }
+    mn_dpdk_count_drops(d);
 }
 
 /* ---- away, and back -------------------------------------------------------------------------- */
