@@ -12,6 +12,7 @@
 #include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -28,11 +29,6 @@
 #define SOCKETS_MAX 64u
 
 /* ---- the driver's sockets -------------------------------------------------------------------- */
-
-struct found {
-    ino_t inode;
-    int fd;
-};
 
 static bool claimed(int fd)
 {
@@ -69,15 +65,36 @@ static bool is_drivers(int fd, uint32_t if_index)
            (uint32_t)addr.sll_ifindex == if_index;
 }
 
-static int by_inode(const void *a, const void *b)
+static int by_number(const void *a, const void *b)
 {
-    const struct found *x = a, *y = b;
+    const int *x = a, *y = b;
 
-    return x->inode < y->inode ? -1 : x->inode > y->inode;
+    return *x < *y ? -1 : *x > *y;
 }
 
-/* In the order in which they were made, which is that of the queues. */
-static uint32_t find_sockets(const struct mn_dpdk *d, struct found *out, uint32_t n)
+/* In the order of the queues. Their numbers are in it, unless another thread has closed a file
+ * while they were made; inodes are not: each CPU has a batch of those. What a queue of
+ * net_af_packet begins with is its socket, which is certain. */
+static void sort_sockets(const struct mn_dpdk *d, int *fds, uint32_t n)
+{
+    qsort(fds, n, sizeof(*fds), by_number);
+    if (strcmp(d->driver, "net_af_packet") != 0 || n != d->queues) {
+        return;
+    }
+    for (uint32_t q = 0; q < n; q++) {
+        int fd;
+
+        memcpy(&fd, rte_eth_fp_ops[d->port].rxq.data[q], sizeof(fd));
+        for (uint32_t i = q + 1; i < n; i++) {
+            if (fds[i] == fd) {
+                fds[i] = fds[q];
+                fds[q] = fd;
+            }
+        }
+    }
+}
+
+static uint32_t find_sockets(const struct mn_dpdk *d, int *out, uint32_t n)
 {
     DIR *dir = opendir("/proc/self/fd");
     struct dirent *entry;
@@ -92,11 +109,11 @@ static uint32_t find_sockets(const struct mn_dpdk *d, struct found *out, uint32_
 
         if (entry->d_name[0] != '.' && fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode) &&
             !claimed(fd) && is_drivers(fd, d->if_index)) {
-            out[got++] = (struct found){.inode = st.st_ino, .fd = fd};
+            out[got++] = fd;
         }
     }
     (void)closedir(dir);
-    qsort(out, got, sizeof(*out), by_inode);
+    sort_sockets(d, out, got);
     return got;
 }
 
@@ -109,7 +126,7 @@ static bool watch_fd(int epoll_fd, int fd)
 
 static bool attach_sockets(struct mn_dpdk *d)
 {
-    struct found found[SOCKETS_MAX];
+    int found[SOCKETS_MAX];
     uint32_t n;
 
     if (strcmp(d->driver, "net_af_packet") != 0 && strcmp(d->driver, "net_af_xdp") != 0) {
@@ -117,13 +134,13 @@ static bool attach_sockets(struct mn_dpdk *d)
     }
     n = find_sockets(d, found, mn_min_u32(SOCKETS_MAX, DPDK_QUEUES_MAX));
     for (uint32_t i = 0; i < n; i++) {
-        d->sockets[i] = found[i].fd;
+        d->sockets[i] = found[i];
     }
     d->n_sockets = n;
     for (uint32_t q = 0; q < d->queues; q++) {
         for (uint32_t i = 0; i < n; i++) {
             /* When it is not clear whose is whose, each wakes all. */
-            if ((n != d->queues || i == q) && !watch_fd(d->q[q].epoll_fd, found[i].fd)) {
+            if ((n != d->queues || i == q) && !watch_fd(d->q[q].epoll_fd, found[i])) {
                 return false;
             }
         }

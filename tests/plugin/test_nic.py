@@ -71,6 +71,27 @@ def test_linux_and_a_machnet_peer_share_a_bridge(taps, outer):
     outer(source, "--machnet-nic=tap:mn0").assert_outcomes(passed=1)
 
 
+def test_several_engines_share_the_address(taps, outer):
+    source = """
+        import pytest
+
+        @pytest.mark.machnet(engines=2)
+        def test_two(posix_peer, machnet_channel):
+            first, second = machnet_channel(), machnet_channel()
+            assert first.stack is not second.stack
+            assert first.ip == second.ip
+            port = posix_peer.service("echo")
+            for ch in (first, second):
+                flow = ch.connect(ch.ip, posix_peer.ip, port, protocol="tcp", timeout=20)
+                ch.send(flow, b"hello")
+                assert ch.recv(timeout=20).data == b"hello"
+
+        def test_one(machnet_channel):
+            assert machnet_channel().stack is machnet_channel().stack
+    """
+    outer(source, "--machnet-nic=tap:mn0").assert_outcomes(passed=2)
+
+
 def test_the_markers_link_is_a_layer_on_the_nic(taps, outer):
     source = """
         import pytest, time
