@@ -64,7 +64,7 @@ PLANS = {
             options="disable-legacy=on,iommu_platform=on,mq=on,vectors=6,rss=on,hash=on",
         ),
         "vfio-pci",
-        (steps.bind, steps.portable_tests, steps.experiments),
+        (steps.bind, steps.portable_tests, steps.experiments, steps.both_queues),
     ),
     "vmxnet3": Plan(
         Machine("vmxnet3", "vmxnet3"),

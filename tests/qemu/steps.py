@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
 import signal
+import socket
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -193,6 +196,28 @@ def experiments(lab: Lab) -> str:
 
     need(sidecar.stop() == 0, f"the sidecar failed:\n{sidecar.output}")
     return f"1, 2 and 3, {MESSAGES} messages each"
+
+
+def both_queues(lab: Lab) -> str:
+    """Connections are spread over the card's queues, each of which has an engine."""
+    sidecar = start_sidecar(lab)
+    server = lab.start("msg_gen", "--protocol=tcp", f"--local_ip={GUEST_IP}")
+    server.expect("[LISTENING]")
+    request = struct.pack(">I", 64) + bytes(64)
+    with contextlib.ExitStack() as exits:
+        # All on one queue: once in 2 ** 23 runs.
+        for _ in range(24):
+            sock = exits.enter_context(lab.host.socket())
+            sock.settimeout(PATIENCE_S)
+            sock.connect((GUEST_IP, 888))
+            sock.sendall(request)
+            need(len(sock.recv(68, socket.MSG_WAITALL)) == 68, "an answer was cut off")
+        engines = json.loads(lab.run("machnet", "stat", "--json"))["engines"]
+    received = [engine["stats"]["rx_frames"] for engine in engines]
+    need(len(received) == lab.machine.queues and all(received), f"frames of each queue: {received}")
+    server.stop()
+    need(sidecar.stop() == 0, f"the sidecar failed:\n{sidecar.output}")
+    return f"frames received: {received}"
 
 
 # --- what goes away and comes back ---------------------------------------------------------------
