@@ -77,6 +77,8 @@ PLANS = {
         ),
     ),
 }
+#: A guest has two processors, of which one is mostly idle.
+JOBS = min(2, len(os.sched_getaffinity(0)))
 _labs: set[Lab] = set()
 _ended = threading.Event()
 _print_lock = threading.Lock()
@@ -156,7 +158,9 @@ def main() -> int:
         "--step", action="append", default=[], help="only this one; may be repeated"
     )
     parser.add_argument("--keep", type=Path, help="leave the guests' folders in this one")
-    parser.add_argument("--jobs", type=int, default=1, help="guests at a time (default 1)")
+    parser.add_argument(
+        "--jobs", type=int, default=JOBS, help=f"guests at a time (here {JOBS} by default)"
+    )
     options = parser.parse_args()
     reason = why_not()
     try:
