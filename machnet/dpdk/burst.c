@@ -141,12 +141,13 @@ static inline void give_mbuf(struct rte_mbuf *m)
     struct rte_mempool *pool = m->pool;
     struct rte_mempool_cache *cache;
 
-    m->next = NULL;
-    m->nb_segs = 1;
+    /* What others have a share in is not touched. */
     if (MN_UNLIKELY(rte_mbuf_refcnt_read(m) != 1 || !RTE_MBUF_DIRECT(m))) {
         give_shared(m);
         return;
     }
+    m->next = NULL;
+    m->nb_segs = 1;
     cache = my_cache(pool);
     if (MN_UNLIKELY(cache == NULL || cache->len >= cache->size)) {
         give_to_pool(pool, m);

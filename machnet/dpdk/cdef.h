@@ -66,6 +66,7 @@ struct mn_dpdk_info {
 
 int mn_dpdk_init(int argc, char *const *argv, uint32_t log_level, char *err, size_t err_bytes);
 void mn_dpdk_fini(void);
+bool mn_dpdk_forked(void);
 const char *mn_dpdk_version(void);
 uint32_t mn_dpdk_log_take(char *buf, uint32_t size, uint32_t *level);
 int mn_dpdk_probe(const char *devargs, uint16_t *ports, uint32_t n, char *err, size_t err_bytes);

@@ -89,6 +89,9 @@ struct mn_dpdk_info {
 int mn_dpdk_init(int argc, char *const *argv, uint32_t log_level, char *err, size_t err_bytes);
 /* Gives back what EAL holds: for the end of the process, when all ports are closed. */
 void mn_dpdk_fini(void);
+/* Whether EAL was started by the process that this one was forked from, whose threads, devices and
+ * locks are not here: then calls fail with -ECHILD or do nothing. */
+bool mn_dpdk_forked(void);
 /* Version of the library that runs, as "DPDK 22.11.11". */
 const char *mn_dpdk_version(void);
 /* Takes the oldest line of DPDK's log: its length, without a zero byte; 0: there is none. The level

@@ -128,6 +128,8 @@ static inline struct rte_mbuf *dpdk_mbuf(struct mn_pkt *pkt)
 extern pthread_mutex_t mn_dpdk_lock;
 extern struct mn_dpdk *mn_dpdk_ports;
 bool mn_dpdk_started(void);
+/* For what a forked child is told. */
+int mn_dpdk_not_ours(char *err, size_t err_bytes);
 /* A thread, and those that it starts, to which signals are not delivered: they are for the
  * application's. As pthread_create. */
 int mn_dpdk_thread(pthread_t *thread, void *(*fn)(void *), void *arg);

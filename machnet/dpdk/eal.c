@@ -6,6 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <rte_bus.h>
 #include <rte_dev.h>
@@ -17,6 +18,7 @@
 pthread_mutex_t mn_dpdk_lock = PTHREAD_MUTEX_INITIALIZER;
 struct mn_dpdk *mn_dpdk_ports;
 static bool started;
+static pid_t starter;
 
 /* What devices were plugged in as. */
 struct plugged {
@@ -48,6 +50,17 @@ bool mn_dpdk_started(void)
     return started;
 }
 
+bool mn_dpdk_forked(void)
+{
+    return started && getpid() != starter;
+}
+
+int mn_dpdk_not_ours(char *err, size_t err_bytes)
+{
+    return mn_dpdk_fail(&(struct dpdk_err){.text = err, .size = err_bytes}, -ECHILD,
+                        "DPDK belongs to process %d, from which this one was forked", (int)starter);
+}
+
 /* ---- starting -------------------------------------------------------------------------------- */
 
 struct start {
@@ -56,24 +69,36 @@ struct start {
     int rc;
 };
 
-/* EAL pins the thread that starts it, and makes it its "main lcore": so it gets one of its own. */
-static void *start_thread(void *arg)
+/* What it says is in its log; on these streams it would be said again, and of a wrong argument it
+ * would print all that there are. */
+static int quiet_init(int argc, char **argv)
 {
-    struct start *s = arg;
+#ifdef __GLIBC__          /* where they are ordinary variables */
     static FILE *nowhere; /* stays open: DPDK may remember it */
     FILE *out = stdout, *err = stderr;
+    int rc;
 
-    /* What it says is in its log; here it would be said again, and of a wrong argument it would
-     * print all that there are. (In glibc these are ordinary variables.) */
     if (nowhere == NULL) {
         nowhere = fopen("/dev/null", "we");
     }
     if (nowhere != NULL) {
         stdout = stderr = nowhere;
     }
-    s->rc = rte_eal_init(s->argc, s->argv);
+    rc = rte_eal_init(argc, argv);
     stdout = out;
     stderr = err;
+    return rc;
+#else
+    return rte_eal_init(argc, argv);
+#endif
+}
+
+/* EAL pins the thread that starts it, and makes it its "main lcore": so it gets one of its own. */
+static void *start_thread(void *arg)
+{
+    struct start *s = arg;
+
+    s->rc = quiet_init(s->argc, s->argv);
     if (s->rc < 0) {
         s->rc = rte_errno != 0 ? -rte_errno : -EIO;
     }
@@ -138,6 +163,7 @@ static int init_locked(int argc, char *const *argv, uint32_t log_level, const st
         return mn_dpdk_fail(err, rc, "EAL did not start: %s", rte_strerror(-rc));
     }
     (void)mn_dpdk_log_open(); /* releases differ in who has the last word */
+    starter = getpid();
     started = true;
     rc = mn_dpdk_watch_start();
     return rc == 0 ? 0 : mn_dpdk_fail(err, rc, "no thread to watch the ports");
@@ -147,6 +173,9 @@ int mn_dpdk_init(int argc, char *const *argv, uint32_t log_level, char *err, siz
 {
     int rc;
 
+    if (mn_dpdk_forked()) {
+        return mn_dpdk_not_ours(err, err_bytes);
+    }
     pthread_mutex_lock(&mn_dpdk_lock);
     rc = init_locked(argc, argv, log_level, &(struct dpdk_err){.text = err, .size = err_bytes});
     pthread_mutex_unlock(&mn_dpdk_lock);
@@ -155,7 +184,7 @@ int mn_dpdk_init(int argc, char *const *argv, uint32_t log_level, char *err, siz
 
 void mn_dpdk_fini(void)
 {
-    if (!started) {
+    if (!started || mn_dpdk_forked()) {
         return;
     }
     mn_dpdk_watch_stop();
@@ -269,6 +298,9 @@ int mn_dpdk_probe(const char *devargs, uint16_t *ports, uint32_t n, char *err, s
 {
     int rc;
 
+    if (mn_dpdk_forked()) {
+        return mn_dpdk_not_ours(err, err_bytes);
+    }
     pthread_mutex_lock(&mn_dpdk_lock);
     rc =
         mn_dpdk_probe_locked(devargs, ports, n, &(struct dpdk_err){.text = err, .size = err_bytes});
@@ -305,6 +337,9 @@ int mn_dpdk_unprobe(uint16_t port)
 {
     int rc;
 
+    if (mn_dpdk_forked()) {
+        return -ECHILD;
+    }
     pthread_mutex_lock(&mn_dpdk_lock);
     rc = mn_dpdk_unprobe_locked(port);
     pthread_mutex_unlock(&mn_dpdk_lock);

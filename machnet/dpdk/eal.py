@@ -307,13 +307,20 @@ def start() -> Any:
     """Start EAL if it does not run yet; the extension module.
 
     Raises:
-        EalError: It does not start, or is not there. EAL can be tried once in a process.
+        EalError: It does not start, or is not there. EAL can be tried once in a process. ``ECHILD``: it
+            runs, in the process that this one was forked from.
         ValueError: The environment variable ``MACHNET_DPDK`` is wrong.
     """
     global _started, _failed
     with _lock:
         module = native()
         if _started is not None:
+            if module.lib.mn_dpdk_forked():
+                raise EalError(
+                    errno.ECHILD,
+                    "DPDK belongs to the process that this one was forked from; a process of its own "
+                    "(exec, multiprocessing's spawn) may start DPDK",
+                )
             return module
         if _failed is not None:  # EAL keeps what it has parsed and allocated until then
             raise EalError(

@@ -86,6 +86,9 @@ uint32_t mn_dpdk_log_take(char *buf, uint32_t size, uint32_t *level)
 {
     uint32_t len = 0;
 
+    if (mn_dpdk_forked()) { /* who wrote when it was forked keeps the lock for ever */
+        return 0;
+    }
     pthread_mutex_lock(&log_ring.lock);
     if (log_ring.tail != log_ring.head) {
         uint32_t whole = peek_len();

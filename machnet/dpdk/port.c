@@ -143,6 +143,9 @@ int mn_dpdk_open(const struct mn_dpdk_config *cfg, struct mn_nic **out, char *er
     struct mn_dpdk *d = NULL;
     int rc;
 
+    if (mn_dpdk_forked()) {
+        return mn_dpdk_not_ours(err, err_bytes);
+    }
     pthread_mutex_lock(&mn_dpdk_lock);
     rc = open_locked(cfg, &d, &(struct dpdk_err){.text = err, .size = err_bytes});
     pthread_mutex_unlock(&mn_dpdk_lock);
@@ -167,7 +170,7 @@ void mn_dpdk_close(struct mn_nic *nic)
 {
     struct mn_dpdk *d = (struct mn_dpdk *)nic;
 
-    if (nic == NULL) {
+    if (nic == NULL || mn_dpdk_forked()) {
         return;
     }
     MN_ASSERT(nic->ops == &mn_dpdk_ops);
@@ -198,6 +201,9 @@ void mn_dpdk_get_stats(struct mn_nic *nic, struct mn_dpdk_stats *out)
     struct mn_dpdk *d = (struct mn_dpdk *)nic;
 
     memset(out, 0, sizeof(*out));
+    if (mn_dpdk_forked()) {
+        return;
+    }
     pthread_mutex_lock(&mn_dpdk_lock);
     mn_dpdk_read_stats(d);
     for (uint32_t i = 0; i < d->queues; i++) {
@@ -235,6 +241,9 @@ void mn_dpdk_get_info(struct mn_nic *nic, struct mn_dpdk_info *out)
     struct mn_dpdk *d = (struct mn_dpdk *)nic;
 
     memset(out, 0, sizeof(*out));
+    if (mn_dpdk_forked()) {
+        return;
+    }
     pthread_mutex_lock(&mn_dpdk_lock);
     mn_dpdk_read_link(d);
     memcpy(out->driver, d->driver, sizeof(out->driver));

@@ -110,6 +110,18 @@ class Port(Nic):
             _warn_once(self.driver, what)
         eal.drain_log()
 
+    @property
+    def native(self) -> Any:
+        """See `Nic.native`.
+
+        Raises:
+            ValueError: It is closed.
+            RuntimeError: This process was forked from the one that opened it.
+        """
+        if self._lib.mn_dpdk_forked():
+            raise RuntimeError(f"{self} belongs to the process that this one was forked from")
+        return super().native
+
     def _missing(self) -> list[str]:
         found: list[str] = []
         for i in itertools.count():

@@ -171,6 +171,9 @@ int mn_dpdk_ring_pair(uint16_t queues, uint32_t slots, uint16_t ports[2], char *
         return mn_dpdk_fail(&to, -EINVAL, "queues: %u is not within 1 to %u", queues,
                             DPDK_QUEUES_MAX);
     }
+    if (mn_dpdk_forked()) {
+        return mn_dpdk_not_ours(err, err_bytes);
+    }
     pthread_mutex_lock(&mn_dpdk_lock);
     rc = mn_dpdk_started() ? ring_pair(queues, slots, ports, &to)
                            : mn_dpdk_fail(&to, -EPERM, "EAL has not been started");

@@ -277,15 +277,16 @@ static void quiet(const struct mn_dpdk *d, const struct dpdk_queue *q)
 
 static void disarm(struct mn_dpdk *d, struct dpdk_queue *q, uint16_t queue)
 {
-    if (d->wake == MN_DPDK_WAKE_INTERRUPT && mn_dpdk_enter(d, q)) {
-        (void)rte_eth_dev_rx_intr_disable(d->port, queue);
-        mn_dpdk_leave(q);
-    }
     if (q->timer_on) { /* perhaps set while the device was away */
         set_timer(q, 0);
     }
-    if (d->wake != MN_DPDK_WAKE_TIMER) {
+    /* The driver's descriptors are closed with it: their numbers may be somebody else's then. */
+    if (d->wake != MN_DPDK_WAKE_TIMER && mn_dpdk_enter(d, q)) {
+        if (d->wake == MN_DPDK_WAKE_INTERRUPT) {
+            (void)rte_eth_dev_rx_intr_disable(d->port, queue);
+        }
         quiet(d, q);
+        mn_dpdk_leave(q);
     }
 }
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,45 @@ def test_a_process_without_descriptors_to_spare_keeps_its_interfaces(veth):
         assert found["present"]
         assert link[0]
         assert port.stats()["unplugged"] == 0
+
+
+FORKED = """
+import os, signal, sys
+from machnet import dpdk
+dpdk.configure(huge="off", memory_mb=64)
+port = dpdk.open_port("net_null0")
+pid = os.fork()
+if pid == 0:
+    signal.alarm(10)  # its threads are not here: whoever waits for them waits for ever
+    for what in port.stats, port.info, port.look:
+        try:
+            what()
+        except RuntimeError as error:
+            print(error)
+    try:
+        dpdk.open_port("net_null1")
+    except dpdk.EalError as error:
+        print(error.errno)
+    if sys.argv[1] == "close":
+        port.close()
+    sys.exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+stats = port.stats()
+assert stats["mbufs"] > 0
+port.close()
+dpdk.open_port("net_null1").close()
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "exit"])
+def test_a_forked_child_ends_and_does_nothing_to_the_ports_of_its_parent(how):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = "dpdk:net_null0 belongs to the process that this one was forked from"
+    assert done.stdout.splitlines() == [said] * 3 + [str(errno.ECHILD)]
