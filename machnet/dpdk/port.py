@@ -210,7 +210,7 @@ def _check(**values: Any) -> None:
 
 
 def _may_use_network() -> bool:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("CapEff:"):
             held = int(line.split()[1], 16)
             return held & _NETWORK_CAPABILITIES == _NETWORK_CAPABILITIES
