@@ -18,7 +18,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import channel, machine, pair
+from benchmarks import channel, machine, nic, pair
 from benchmarks.peers import lwip
 
 STACKS = ("lwip", "machnet-raw", "machnet-framed")
@@ -87,7 +87,7 @@ def measure_nics(rows: tuple[str, ...], seconds: float, repeats: int) -> list[di
         {
             "row": row,
             "stack": stack,
-            "cpu_ns_per_msg": {nic: spread(samples[row, stack, nic]) for nic in pair.NICS},
+            "cpu_ns_per_msg": {kind: spread(samples[row, stack, kind]) for kind in pair.NICS},
             "ratio": round(
                 statistics.median(samples[row, stack, "ring"])
                 / statistics.median(samples[row, stack, "wire"]),
@@ -104,11 +104,11 @@ def count_nics(rows: tuple[str, ...]) -> dict[str, dict[str, dict[str, float]]]:
     progress("pair: counting instructions")
     program = pair.build(march="haswell", dpdk=True)
     return {
-        nic: {
+        kind: {
             f"machnet-{mode}": counts
-            for mode, counts in pair.count_instructions(program, rows, nic=nic).items()
+            for mode, counts in pair.count_instructions(program, rows, nic=kind).items()
         }
-        for nic in pair.NICS
+        for kind in pair.NICS
     }
 
 
@@ -121,12 +121,12 @@ def nics_table(
         table.add_column(name, justify="left" if name in {"row", "stack"} else "right")
     for r in results:
         cells = []
-        for nic in pair.NICS:
-            ns = r["cpu_ns_per_msg"][nic]
+        for kind in pair.NICS:
+            ns = r["cpu_ns_per_msg"][kind]
             cells += [f"{ns['median']:.1f}", f"{ns['min']:.1f}..{ns['max']:.1f}"]
         cells.append(f"{r['ratio']:.2f}")
         if counts:
-            wire, ring = (counts[nic][r["stack"]][r["row"]] for nic in pair.NICS)
+            wire, ring = (counts[kind][r["stack"]][r["row"]] for kind in pair.NICS)
             cells += [f"{wire:.0f}, {ring:.0f}", f"{ring / wire:.2f}"]
         table.add_row(r["row"], r["stack"], *cells, end_section=r["stack"] == NIC_STACKS[-1])
     return table
@@ -171,6 +171,7 @@ def main() -> None:
 @click.option("--row", "rows", multiple=True, type=click.Choice(pair.ROWS), help="Only this row.")
 @click.option(
     "--nic",
+    "kind",
     default="wire",
     type=click.Choice(pair.NICS),
     help="wire: with lwIP beside. ring: over two ports of DPDK, with the Wire beside.",
@@ -182,7 +183,7 @@ def pair_command(
     seconds: float,
     repeats: int,
     rows: tuple[str, ...],
-    nic: str,
+    kind: str,
     instructions: bool,
     as_json: bool,
     output: Path | None,
@@ -190,7 +191,7 @@ def pair_command(
     """Request and reply, and bulk, between two stacks in one thread, with lwIP beside."""
     measure, count, table_of = (
         (measure_pair, count_pair, pair_table)
-        if nic == "wire"
+        if kind == "wire"
         else (measure_nics, count_nics, nics_table)
     )
     rows = rows or pair.ROWS
@@ -198,7 +199,7 @@ def pair_command(
         "benchmark": "pair",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine.describe(),
-        "nic": nic,
+        "nic": kind,
         "seconds": seconds,
         "repeats": repeats,
         "load": os.getloadavg()[0],
@@ -332,6 +333,35 @@ def sidecar_command(seconds: float, repeats: int, poll: str, as_json: bool) -> N
     console.print(table)
     trips = report["cache_line_round_trip_ns"]
     console.print(f"cache-line round trip: {trips['before']} ns before, {trips['after']} ns after")
+
+
+@main.command(name="nic")
+@click.option("--seconds", default=0.5, type=click.FloatRange(0.1, 10.0), help="Length of a run.")
+@click.option("--repeats", default=3, type=click.IntRange(min=1), help="Runs of each row.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def nic_command(seconds: float, repeats: int, as_json: bool) -> None:
+    """What a packet of 64 bytes costs, sent and received, by driver of DPDK and size of the bursts."""
+    report: dict[str, Any] = {
+        "benchmark": "nic",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine.describe(),
+        "seconds": seconds,
+        "repeats": repeats,
+        "load": os.getloadavg()[0],
+        "rows": nic.measure(seconds, repeats, progress),
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    table = Table(title="pktgen through DPDK's drivers, 64-byte frames, the least of the runs")
+    for name in ("driver", "burst", "tx ns", "tx ticks", "rx ns", "rx ticks", "rx burst"):
+        table.add_column(name, justify="left" if name == "driver" else "right", no_wrap=True)
+    for r in report["rows"]:
+        cells = [f"{r['tx']['ns']:.1f}", f"{r['tx']['ticks']:.0f}"]
+        if "rx" in r:
+            cells += [f"{r['rx']['ns']:.1f}", f"{r['rx']['ticks']:.0f}", f"{r['rx']['burst']:.1f}"]
+        table.add_row(r["nic"], str(r["burst"]), *cells, end_section=r["burst"] == nic.BURSTS[-1])
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 
 @main.command(name="channel")

@@ -193,7 +193,29 @@ class Probe:
     def counts(self) -> dict[str, int]:
         """What was counted beside packets: losses by kind, and other frames."""
         counts = lib.mn_probe_get_counts(self._probe)
-        return {name: int(getattr(counts, name)) for name, _ in ffi.typeof(counts).fields}
+        return {
+            name: int(getattr(counts, name))
+            for name, _ in ffi.typeof(counts).fields
+            if not name.startswith("cost_")
+        }
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """What a packet costs that is sent ("tx") or received ("rx"), as far as there were any.
+
+        ``ns``, ``ticks`` of the processor's counter, and how many came in a ``burst``. To send is to make it
+        and hand it over; to receive is to look at it and give it back, or, for a bouncer, to send it back.
+        """
+        counts = lib.mn_probe_get_counts(self._probe)
+        found: dict[str, dict[str, float]] = {}
+        for way in ("tx", "rx"):
+            if packets := getattr(counts, f"cost_{way}_packets"):
+                ticks = getattr(counts, f"cost_{way}_ticks") / packets
+                found[way] = {
+                    "ns": round(ticks * counts.cost_run_ns / counts.cost_run_ticks, 1),
+                    "ticks": round(ticks, 1),
+                    "burst": round(packets / getattr(counts, f"cost_{way}_bursts"), 1),
+                }
+        return found
 
 
 def histogram_rows(hist: Any, ends: Sequence[float]) -> list[tuple[float, int]]:

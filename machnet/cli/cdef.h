@@ -189,6 +189,9 @@ struct mn_probe_counts {
     uint64_t other;
     uint64_t bad;
     uint64_t refused;
+    uint64_t cost_tx_ticks, cost_tx_bursts, cost_tx_packets;
+    uint64_t cost_rx_ticks, cost_rx_bursts, cost_rx_packets;
+    uint64_t cost_run_ticks, cost_run_ns;
 };
 
 enum mn_probe_event_kind {

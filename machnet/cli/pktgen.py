@@ -46,7 +46,7 @@ class _Reporter(Reporter):
         self.histogram = False
 
     def _counts(self) -> dict[str, Any]:
-        return self.probe.counts() if self.probe else {}
+        return {**self.probe.counts(), "cost": self.probe.costs()} if self.probe else {}
 
     def summary(self, total: Sample, outcome: Outcome) -> None:
         """Write totals, rates, losses and round-trip times."""
@@ -61,6 +61,11 @@ class _Reporter(Reporter):
             )
             if self.histogram:
                 self._write_histogram(total.rtt)
+        for way, cost in counts.get("cost", {}).items():
+            self.status(
+                f"Cost of a packet {'sent' if way == 'tx' else 'received'}: {cost['ns']:.1f} ns "
+                f"({cost['ticks']:.0f} ticks), {cost['burst']:.1f} in a burst"
+            )
         shown = ("lost", "late", "duplicates", "unreachable", "refused", "bad", "other")
         said = [f"{name} {counts[name]}" for name in shown if counts.get(name)]
         if total.payload_faults:
@@ -238,7 +243,7 @@ class _Mac(click.types.StringParamType):
     type=Integer(1, 32, "packets"),
     default=32,
     show_default=True,
-    help="Packets that are handed to the NIC at once, at most.",
+    help="Packets that are handed to the NIC, or taken from it, at once, at most.",
 )
 @click.option(
     "--timeout",

@@ -195,6 +195,7 @@ static uint32_t send_due(struct mn_probe *p, uint64_t now_ns)
     struct mn_nic *nic = p->cfg.nic;
     struct mn_pkt *pkts[PROBE_BURST];
     uint32_t n = 0, taken;
+    uint64_t ticks;
 
     if (all_sent(p)) {
         return 0;
@@ -203,6 +204,7 @@ static uint32_t send_due(struct mn_probe *p, uint64_t now_ns)
         p->started = true;
         p->start_ns = now_ns;
     }
+    ticks = probe_ticks();
     while (n < p->cfg.burst && may_send(p, p->next_seq + n, now_ns)) {
         pkts[n] = mn_probe_build(p, p->next_seq + n);
         if (pkts[n] == NULL) {
@@ -223,16 +225,24 @@ static uint32_t send_due(struct mn_probe *p, uint64_t now_ns)
             nic->ops->pkt_free(nic, 0, pkts[i]);
         }
     }
+    p->counts.cost_tx_ticks += probe_ticks() - ticks;
+    p->counts.cost_tx_packets += taken;
+    p->counts.cost_tx_bursts++;
     return taken;
+}
+
+static uint32_t rx_most(const struct mn_probe *p)
+{
+    return p->cfg.mode == MN_PROBE_ICMP ? PROBE_BURST : p->cfg.burst;
 }
 
 static uint32_t receive(struct mn_probe *p)
 {
     struct mn_nic *nic = p->cfg.nic;
     struct mn_pkt *pkts[PROBE_BURST], *back[PROBE_BURST];
-    uint32_t got = nic->ops->rx_burst(nic, 0, pkts, PROBE_BURST), n = 0, taken = 0;
+    uint64_t ticks = probe_ticks(), now_ns;
+    uint32_t got = nic->ops->rx_burst(nic, 0, pkts, rx_most(p)), n = 0, taken = 0;
     uint32_t len[PROBE_BURST];
-    uint64_t now_ns;
 
     if (got == 0) {
         return 0;
@@ -259,6 +269,9 @@ static uint32_t receive(struct mn_probe *p)
         }
     }
     p->counts.bounced += taken;
+    p->counts.cost_rx_ticks += probe_ticks() - ticks;
+    p->counts.cost_rx_packets += got;
+    p->counts.cost_rx_bursts++;
     return got;
 }
 
@@ -330,7 +343,7 @@ static void tell_time(const struct mn_probe *p, uint64_t now_ns)
     }
 }
 
-int mn_probe_run(struct mn_probe *p, uint64_t until_ns, const volatile int *stop)
+static int probe_loop(struct mn_probe *p, uint64_t until_ns, const volatile int *stop)
 {
     uint64_t idle_since_ns = 0; /* 0: not idle */
 
@@ -375,6 +388,16 @@ int mn_probe_run(struct mn_probe *p, uint64_t until_ns, const volatile int *stop
         }
         idle_since_ns = 0;
     }
+}
+
+int mn_probe_run(struct mn_probe *p, uint64_t until_ns, const volatile int *stop)
+{
+    uint64_t ns = mn_msg_now_ns(), ticks = probe_ticks();
+    int rc = probe_loop(p, until_ns, stop);
+
+    p->counts.cost_run_ns += mn_msg_now_ns() - ns;
+    p->counts.cost_run_ticks += probe_ticks() - ticks;
+    return rc;
 }
 
 void mn_probe_drain(struct mn_probe *p)

@@ -43,7 +43,7 @@ struct mn_probe_config {
     uint16_t echo_id;   /* ICMP */
     uint64_t mark;      /* random: tells our packets from others' */
     uint32_t frame_len; /* bytes, the Ethernet header included */
-    uint32_t burst;     /* packets to send at once, at most 32 */
+    uint32_t burst;     /* packets to send, and with UDP to receive, at once: at most 32 */
     /* Packet i is due i * period_ns / period_packets after the first; period_ns 0: at once. */
     uint64_t period_ns;
     uint64_t period_packets;
@@ -71,6 +71,17 @@ struct mn_probe_counts {
     uint64_t other;        /* frames that were nothing of this */
     uint64_t bad;          /* frames to us with a wrong length or checksum */
     uint64_t refused;      /* packets that the NIC took at a later try, or not */
+    /* What packets cost, in ticks of the processor's counter (nanoseconds where there is none): to
+     * make and send one; to receive one, look at it and give it back, or send it back. Of bursts
+     * with packets only. */
+    uint64_t cost_tx_ticks;
+    uint64_t cost_tx_bursts;
+    uint64_t cost_tx_packets;
+    uint64_t cost_rx_ticks;
+    uint64_t cost_rx_bursts;
+    uint64_t cost_rx_packets;
+    uint64_t cost_run_ticks; /* all of the run, and the same in nanoseconds */
+    uint64_t cost_run_ns;
 };
 
 enum mn_probe_event_kind {

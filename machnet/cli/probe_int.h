@@ -48,6 +48,15 @@ bool mn_probe_take(struct mn_probe *probe, struct mn_pkt *pkt, uint64_t now_ns);
 void mn_probe_answered(struct mn_probe *probe, const struct mn_probe_event *reply, bool right);
 void mn_probe_note(struct mn_probe *probe, const struct mn_probe_event *event);
 
+static inline uint64_t probe_ticks(void)
+{
+#if defined(__x86_64__)
+    return __builtin_ia32_rdtsc();
+#else
+    return mn_msg_now_ns();
+#endif
+}
+
 static inline struct probe_slot *mn_probe_slot(struct mn_probe *probe, uint64_t seq)
 {
     return &probe->slots[seq % MN_PROBE_SLOTS];
