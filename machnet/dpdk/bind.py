@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from machnet.dpdk.devices import SYSFS, USERSPACE, Device, find
 from machnet.dpdk.links import Links
-from machnet.dpdk.records import RUN, Former, Owner, Record, forget, load_all, remember
+from machnet.dpdk.records import RUN, Former, Owner, Record, forget, load_all, opened, remember
 
 if TYPE_CHECKING:
     from typing import NoReturn
@@ -276,10 +276,9 @@ def _probe(device: Device, machine: Machine, control: str, right: Callable[[str]
 @contextlib.contextmanager
 def _locked(machine: Machine) -> Iterator[None]:
     """One at a time."""
-    folder = Path(machine.run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    with opened(machine.run, make=True) as folder:
+        fd = os.open("lock", flags, 0o600, dir_fd=folder)
     try:
 
         def free() -> bool:
@@ -385,7 +384,9 @@ def _adopt(device: Device, owner: Owner | None, machine: Machine) -> Device:
         return device
     if record.owner.alive():
         _refuse(errno.EBUSY, device, f"process {record.owner.pid} has bound it for its run")
-    # Whoever bound it for a run is gone and could not give it back: that is now up to us.
+    # Whoever bound it for a run is gone and could not give it back: that is now up to us. Unless it is
+    # in another container, where processes have other numbers: uio lets several have one device.
+    _check_users(device, machine)
     remember(dataclasses.replace(record, owner=owner), machine.run)
     return machine.find(device.address)
 

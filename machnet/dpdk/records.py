@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RUN", "Former", "Owner", "Record", "forget", "load_all", "new_owner", "remember"]
+__all__ = [
+    "RUN",
+    "Former",
+    "Owner",
+    "Record",
+    "forget",
+    "load_all",
+    "new_owner",
+    "opened",
+    "remember",
+]
 
 #: The directory of the records.
 RUN = "/run/machnet/nic"
@@ -100,8 +112,39 @@ def new_owner() -> Owner:
     return Owner(pid, -1 if started is None else started, next(_RUNS))
 
 
-def _path(run: str, address: str) -> Path:
-    return Path(run) / f"{address}.json"
+@contextlib.contextmanager
+def opened(run: str, *, make: bool = False) -> Iterator[int]:
+    """The directory of the records, which root or we alone can write to.
+
+    What the records say is done by root, who writes files there: nobody else may have said it, or lead
+    root to another place. Who holds the directory itself is not misled when its path changes.
+
+    Args:
+        run: Where it is.
+        make: If it is not there.
+
+    Returns:
+        Its descriptor.
+
+    Raises:
+        OSError: It is not there, no directory (but a link to one), or others can write to it.
+    """
+    if make:
+        Path(run).parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            Path(run).mkdir(mode=0o700)
+    fd = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        seen = os.fstat(fd)
+        if seen.st_uid not in {0, os.geteuid()} or seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise OSError(errno.EPERM, f"{run}: others than root can write to it; remove it")
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _name(address: str) -> str:
+    return f"{address}.json"
 
 
 def remember(record: Record, run: str = RUN) -> None:
@@ -110,18 +153,17 @@ def remember(record: Record, run: str = RUN) -> None:
     Raises:
         OSError: It can't be written.
     """
-    folder = Path(run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = _path(run, record.address)
-    fresh = path.with_suffix(f".{os.getpid()}.new")
-    try:
-        with fresh.open("w", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(record), file, indent=1)
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    fresh = f"{record.address}.{os.getpid()}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with opened(run, make=True) as folder:
+        try:
+            with open(os.open(fresh, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
+                json.dump(dataclasses.asdict(record), file, indent=1)
+            os.replace(fresh, _name(record.address), src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(fresh, dir_fd=folder)
+            raise
 
 
 def forget(address: str, run: str = RUN) -> None:
@@ -130,24 +172,28 @@ def forget(address: str, run: str = RUN) -> None:
     Raises:
         OSError: It can't be removed.
     """
-    _path(run, address).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError), opened(run) as folder:
+        os.unlink(_name(address), dir_fd=folder)
 
 
 def load_all(run: str = RUN) -> dict[str, Record]:
     """All records, by address. What can't be read, or was not written by root or us, is left out."""
     found: dict[str, Record] = {}
-    with contextlib.suppress(OSError):
-        folder = Path(run)
-        seen = folder.stat()
-        # What it says is done by root: nobody else may have said it.
-        if seen.st_uid not in {0, os.geteuid()} or seen.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return {}
-        for path in sorted(folder.glob("*.json")):
+    with contextlib.suppress(OSError), opened(run) as folder:
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - not a path
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                record = _from_json(json.loads(path.read_text(encoding="utf-8")))
-                if record.address == path.stem:
+                record = _from_json(json.loads(_read(folder, name)))
+                if name == _name(record.address):
                     found[record.address] = record
     return found
+
+
+def _read(folder: int, name: str) -> str:
+    if not name.endswith(".json"):
+        raise ValueError(name)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(name, flags, dir_fd=folder), encoding="utf-8") as file:
+        return file.read()
 
 
 def _from_json(raw: dict[str, Any]) -> Record:

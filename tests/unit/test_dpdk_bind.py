@@ -498,3 +498,34 @@ def test_interfaces_of_a_host_are_restored() -> None:
         "True False",
         str(errno.ENODEV),
     ]
+
+
+def test_no_record_is_written_or_believed_where_others_could_lead_root(tmp_path: Path) -> None:
+    record = Record(NIC, "pci", "e1000", "vfio-pci")
+    real, link = tmp_path / "real", tmp_path / "link"
+    remember(record, str(real))
+    link.symlink_to(real)
+    with pytest.raises(OSError, match="link"):
+        remember(record, str(link))
+    assert load_all(str(link)) == {}
+    secret = tmp_path / "secret"
+    secret.write_text("kept")
+    (real / f"{NIC}.{os.getpid()}.new").symlink_to(secret)
+    with pytest.raises(OSError, match="symbolic"):
+        remember(record, str(real))
+    assert secret.read_text() == "kept"
+    real.chmod(0o770)
+    with pytest.raises(OSError, match="others than root can write to it"):
+        remember(record, str(real))
+    assert load_all(str(real)) == {}
+
+
+def test_the_lock_is_no_way_to_another_file(tree: FakeSysfs, machine: Machine) -> None:
+    tree.load("uio_pci_generic")
+    folder = Path(machine.run)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = folder.parent / "made"
+    (folder / "lock").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic"):
+        bind("eth1", machine=machine)
+    assert not target.exists()

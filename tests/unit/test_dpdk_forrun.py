@@ -89,6 +89,23 @@ def test_what_a_run_left_behind_is_taken_over(tree: FakeSysfs, machine: Machine)
     assert tree.driver(NIC) == "e1000"
 
 
+def test_what_somebody_has_open_is_not_taken_over(tree: FakeSysfs, machine: Machine) -> None:
+    """Its owner may be a process of another container, where numbers are others."""
+    tree.load("uio_pci_generic")
+    bind("mnfake1", machine=machine)
+    record = load_all(tree.run)[NIC]
+    gone = dataclasses.replace(new_owner(), started=1)
+    remember(dataclasses.replace(record, owner=gone), tree.run)
+    (machine.node(machine.find("mnfake1")) / "uio/uio0").mkdir(parents=True)
+    folder = Path(machine.proc) / "4711/fd"
+    folder.mkdir(parents=True)
+    (folder / "9").symlink_to("/dev/uio0")
+    with pytest.raises(OSError, match="process 4711 has it open"):
+        prepare("mnfake1", bind=True, machine=machine)
+    assert load_all(tree.run)[NIC].owner == gone
+    assert tree.driver(NIC) == "uio_pci_generic"
+
+
 def test_prepare_binds_what_has_to_be_bound(tree: FakeSysfs, machine: Machine) -> None:
     tree.load("uio_pci_generic")
     with pytest.raises(OSError, match="`machnet nic bind mnfake1`"):
