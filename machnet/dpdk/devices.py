@@ -518,7 +518,10 @@ def _virtual_device(
     if driver != "net_af_xdp":
         if not given.keys() & {"framesz", "blocksz", "framecnt"}:
             given |= _ring_sizes(interface, max(mtu or 0, _mtu(interface, sysfs)))
-        given.setdefault("qpairs", str(queues))
+        if given.setdefault("qpairs", str(queues)) not in {"1", str(queues)}:
+            # The kernel spreads frames over all sockets, also those that nobody would read.
+            has = "there is 1 queue" if queues == 1 else f"there are {queues} queues"
+            raise ValueError(f"{name}: qpairs={given['qpairs']}: {has}")
         room = _number(given.get("framesz", "")) or _FRAME_BYTES_MIN
     text = ",".join(f"{key}={value}" for key, value in given.items())
     return Target(f"{name},{text}", interface=interface, room=room)

@@ -97,7 +97,7 @@ class Port(Nic):
             said = self._ffi.string(text).decode(errors="replace")
             if rc == -errno.EINVAL and said.partition(":")[0] in _RANGES:
                 raise ValueError(said)
-            raise eal.error(-rc, f"{name}: {said}", _REMEDIES.get(-rc))
+            raise _refusal(-rc, f"{name}: {said}")
         self._port = self._ffi.gc(out[0], self._lib.mn_dpdk_close)
         # The same pointer, as the other extension module knows it.
         address = int(self._ffi.cast("uintptr_t", out[0]))
@@ -217,6 +217,14 @@ def _may_use_network() -> bool:
     return False
 
 
+def _refusal(code: int, text: str) -> EalError:
+    # Most drivers return -1, which is EPERM, whatever is wrong.
+    if code == errno.EPERM and _may_use_network():
+        code = errno.EINVAL
+        text = text.removesuffix(f": {os.strerror(errno.EPERM)}")
+    return eal.error(code, text, _REMEDIES.get(code))
+
+
 _warned: set[tuple[str, str]] = set()
 
 
@@ -239,9 +247,7 @@ def plug_in(devargs: str) -> list[int]:
     rc = lib.mn_dpdk_probe(os.fsencode(devargs), ports, _PORTS_MAX, text, lib.MN_DPDK_ERR_BYTES)
     if rc < 0:
         said = ffi.string(text).decode(errors="replace")
-        # Most drivers return -1, which is EPERM, whatever is wrong.
-        code = errno.EINVAL if rc == -errno.EPERM and _may_use_network() else -rc
-        raise eal.error(code, said or devargs, _REMEDIES.get(code))
+        raise _refusal(-rc, said or devargs)
     eal.drain_log()
     return [int(ports[i]) for i in range(rc)]
 
