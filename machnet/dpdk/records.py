@@ -157,7 +157,9 @@ def remember(record: Record, run: str = RUN) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with opened(run, make=True) as folder:
         try:
-            with open(os.open(fresh, flags, 0o600, dir_fd=folder), "w", encoding="utf-8") as file:
+            with os.fdopen(
+                os.open(fresh, flags, 0o600, dir_fd=folder), "w", encoding="utf-8"
+            ) as file:
                 json.dump(dataclasses.asdict(record), file, indent=1)
             os.replace(fresh, _name(record.address), src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
@@ -192,7 +194,7 @@ def _read(folder: int, name: str) -> str:
     if not name.endswith(".json"):
         raise ValueError(name)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(name, flags, dir_fd=folder), encoding="utf-8") as file:
+    with os.fdopen(os.open(name, flags, dir_fd=folder), encoding="utf-8") as file:
         return file.read()
 
 
