@@ -349,6 +349,7 @@ def nic_command(seconds: float, repeats: int, as_json: bool) -> None:
         "repeats": repeats,
         "load": os.getloadavg()[0],
         "rows": nic.measure(seconds, repeats, progress),
+        "engine_ns": nic.engine(),
     }
     if as_json:
         print(json.dumps(report))
@@ -361,7 +362,9 @@ def nic_command(seconds: float, repeats: int, as_json: bool) -> None:
         if "rx" in r:
             cells += [f"{r['rx']['ns']:.1f}", f"{r['rx']['ticks']:.0f}", f"{r['rx']['burst']:.1f}"]
         table.add_row(r["nic"], str(r["burst"]), *cells, end_section=r["burst"] == nic.BURSTS[-1])
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    console.print("engine, ns a frame:", report["engine_ns"])
 
 
 @main.command(name="channel")
