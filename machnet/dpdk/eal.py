@@ -274,6 +274,11 @@ def arguments(wanted: EalSettings, *, huge: bool) -> list[str]:
 def _use_huge(wanted: EalSettings) -> bool:
     if wanted.huge == "off":
         return False
+    if wanted.file_prefix is not None and not _hugetlbfs_mounted():
+        if wanted.huge == "on":  # EAL would say "permission denied"
+            raise EalError(errno.ENOENT, f"no huge pages: {_NO_HUGETLBFS}")
+        log.warning("DPDK runs without huge pages (slower): %s", _NO_HUGETLBFS)
+        return False
     free_mb = free_huge_mb()
     if wanted.huge == "on":
         if free_mb == 0:  # EAL would say "permission denied"
@@ -291,6 +296,18 @@ def _use_huge(wanted: EalSettings) -> bool:
         free_mb,
     )
     return False
+
+
+#: Why files of huge pages can't be.
+_NO_HUGETLBFS = (
+    "with a file_prefix they are in files, and no hugetlbfs is mounted; to have one: "
+    "mount -t hugetlbfs none /dev/hugepages"
+)
+
+
+def _hugetlbfs_mounted() -> bool:
+    lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(line.split()[2] == "hugetlbfs" for line in lines)
 
 
 #: What errors of EAL's start mean for who started it.

@@ -6,14 +6,20 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from dpdk_kit import Veth, need_root, sh
 
 import machnet
 from machnet.dpdk import eal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: In front of what a process is to do.
 BEGIN = """
@@ -47,10 +53,12 @@ def tell(*what):
 """
 
 
-def process(code: str, settings: str = "", **options) -> subprocess.Popen[str]:
+def process(
+    code: str, settings: str = "", inside: tuple[str, ...] = (), **options
+) -> subprocess.Popen[str]:
     environment = {**os.environ, "MACHNET_DPDK": settings}
     return subprocess.Popen(
-        [sys.executable, "-c", BEGIN + code],
+        [*inside, sys.executable, "-c", BEGIN + code],
         env=environment,
         text=True,
         stdin=subprocess.PIPE,
@@ -65,6 +73,14 @@ def ended(child: subprocess.Popen[str]) -> list:
     assert child.returncode == 0, said
     # EAL itself writes its usage where it likes.
     return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(autouse=True)
+def _no_folders_left() -> Iterator[None]:
+    yield
+    # EAL leaves one for each prefix.
+    for folder in Path("/run/dpdk").glob(f"mn{os.getpid()}*"):
+        shutil.rmtree(folder)
 
 
 def run(code: str, settings: str = "", **options) -> list:
@@ -94,6 +110,19 @@ def test_without_enough_huge_pages_there_is_one_warning():
     assert len(warned) == 1
     assert "0 MiB of huge pages are free" in warned[0]
     assert "vm.nr_hugepages" in warned[0]
+
+
+def test_files_of_huge_pages_where_there_is_no_place_for_them():
+    need_root()
+    inside = ("unshare", "-m", "sh", "-c", 'umount -a -t hugetlbfs; exec "$0" "$@"')
+    prefix = f"file_prefix=mn{os.getpid()}c"
+    _, huge, warned = run(MEMORY, prefix, inside=inside)
+    assert not huge
+    assert len(warned) == 1
+    assert "mount -t hugetlbfs none /dev/hugepages" in warned[0]
+    _, code, text = run("tell(*refused(talk))", f"huge=on,{prefix}", inside=inside)
+    assert code == errno.ENOENT
+    assert text.endswith("mount -t hugetlbfs none /dev/hugepages")
 
 
 @pytest.mark.parametrize(
