@@ -1,5 +1,4 @@
 # SPDX-License-Identifier: MIT
-# ruff: noqa: PTH123 (runs by itself, on other machines, with Python 3.8 or later)
 """The agent: kernel sockets of the host at the other end of a NIC, for tests that run elsewhere.
 
 This file imports the standard library only, so that it also runs on a host without machnet: over
@@ -30,6 +29,8 @@ import struct
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ JSON_BYTES_MAX = 1 << 20
 DATA_BYTES_MAX = 64 << 20
 TOKEN_VARIABLE = "MACHNET_AGENT_TOKEN"  # noqa: S105 (the name of one)
 _AUTH_TIMEOUT_S = 10.0
+_WAITING_MAX = 32
 _GREETING_BYTES_MAX = 4096
 _CHUNK_BYTES = 65536
 _CLONE_NEWNET = 0x40000000
@@ -83,7 +85,7 @@ def read_message(
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"no JSON: {error}") from None
     if not isinstance(value, dict):
         raise ProtocolError("a message is a JSON object")
@@ -105,9 +107,6 @@ def pack_message(value: dict[str, Any], data: bytes = b"") -> bytes:
 def prove(token: str, nonce: str) -> str:
     """What shows that one knows the token."""
     return hmac.new(token.encode(), nonce.encode(), "sha256").hexdigest()
-
-
-# ---- interfaces ----------------------------------------------------------------------------------
 
 
 def _ifreq(sock: socket.socket, name: str, command: int, data: bytes = b"") -> bytes:
@@ -234,10 +233,9 @@ class Session:
         def work() -> None:
             try:
                 value, out = self._do(op, args, data)
+                self.answer({"id": number, "ok": value}, out)
             except Exception as error:  # noqa: BLE001 (it is the other side's)
                 self.answer({"id": number, "error": _describe(error)})
-            else:
-                self.answer({"id": number, "ok": value}, out)
 
         if op in BLOCKING or op == "run":
             self._workers.submit(work)
@@ -252,8 +250,6 @@ class Session:
             raise ValueError(f"the agent has no operation {op!r}")
         result = method(*args, data) if op == "run" else method(*args)
         return result if op == "run" else (result, b"")
-
-    # ---- sockets -----------------------------------------------------------------------------
 
     def _add(self, sock: socket.socket) -> int:
         with self._lock:
@@ -303,15 +299,11 @@ class Session:
         value = getattr(sock, op)(*args)
         return (None, value) if isinstance(value, bytes) else (value, b"")
 
-    # ---- services ----------------------------------------------------------------------------
-
     def do_service(self, name: str, ip: str) -> int:
         """Start a service and return its port: ``echo``, ``discard`` or ``chargen``."""
         listener = socket.socket()
         self._add(listener)
         return start_service(name, listener, ip, self._add)
-
-    # ---- the host ----------------------------------------------------------------------------
 
     def _permit(self, what: str) -> None:
         if not self._allow_run:
@@ -346,12 +338,9 @@ class Session:
         path = "/proc/sys/" + "/".join(parts)
         if value is not None:
             self._permit("changing settings")
-            with open(path) as file:
-                self._settings.setdefault(path, file.read().strip())
-            with open(path, "w") as file:
-                file.write(value)
-        with open(path) as file:
-            return file.read().strip()
+            self._settings.setdefault(path, Path(path).read_text().strip())
+            Path(path).write_text(value)
+        return Path(path).read_text().strip()
 
     def do_address(self, name: str, ip: str, prefix: int) -> None:
         """Give an interface that has none an address, until the session ends, and bring it up."""
@@ -376,8 +365,8 @@ class Session:
         for process in processes:
             _kill(process)
         for path, value in self._settings.items():
-            with contextlib.suppress(OSError), open(path, "w") as file:
-                file.write(value)
+            with contextlib.suppress(OSError):
+                Path(path).write_text(value)
         self._settings.clear()
 
     def end(self) -> None:
@@ -475,8 +464,8 @@ def serve(
     first = read_message(stream, _GREETING_BYTES_MAX, 0)
     if first is None:
         return
-    proof = str(first[0].get("proof"))
-    if token is not None and not hmac.compare_digest(proof, prove(token, nonce)):
+    proof = str(first[0].get("proof")).encode(errors="replace")
+    if token is not None and not hmac.compare_digest(proof, prove(token, nonce).encode()):
         write(pack_message({"error": ["PermissionError", 13, "the token is another one"]}))
         return
     trusted()
@@ -487,9 +476,6 @@ def serve(
             session.handle(*message)
     finally:
         session.end()
-
-
-# ---- the command ---------------------------------------------------------------------------------
 
 
 def enter(netns: str) -> None:
@@ -533,19 +519,36 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         arguments.listen = (host, int(port))
         arguments.token = os.environ.pop(TOKEN_VARIABLE, "")
         if arguments.token_file is not None:
-            with open(arguments.token_file) as file:
-                arguments.token = file.read().strip()
+            arguments.token = Path(arguments.token_file).read_text().strip()
         if not arguments.token:
             parser.error(f"who may connect? --token-file FILE, or {TOKEN_VARIABLE}")
     return arguments
 
 
-def _serve_connection(sock: socket.socket, given: argparse.Namespace) -> None:
+def _serve_one(sock: socket.socket, given: argparse.Namespace) -> None:
     with contextlib.suppress(OSError, ProtocolError), sock, sock.makefile("rb") as stream:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.settimeout(_AUTH_TIMEOUT_S)
         serve(stream, sock.sendall, given, lambda: sock.settimeout(None))
+
+
+def _accept(listener: socket.socket, given: argparse.Namespace) -> None:
+    """Serve who connects. Of those who have not shown the token yet the oldest go when they are many."""
+    waiting: list[socket.socket] = []
+    while True:
+        sock = None
+        with contextlib.suppress(OSError):  # no descriptor is left, or it went away again
+            sock = listener.accept()[0]
+        waiting = [one for one in waiting if one.fileno() >= 0 and one.gettimeout() is not None]
+        for old in waiting[: -_WAITING_MAX if sock else 1]:
+            with contextlib.suppress(OSError):
+                old.shutdown(socket.SHUT_RDWR)  # its thread then closes it
+        if sock is None:
+            time.sleep(0.05)
+            continue
+        sock.settimeout(_AUTH_TIMEOUT_S)
+        waiting.append(sock)
+        threading.Thread(target=_serve_one, args=(sock, given), daemon=True).start()
 
 
 def _end_with_stdin() -> None:
@@ -564,7 +567,7 @@ def main(argv: list[str] | None = None) -> int:
             listener = socket.socket()
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(arguments.listen)
-            listener.listen(16)
+            listener.listen(128)
         if arguments.netns is not None:
             enter(arguments.netns)
     except OSError as error:
@@ -586,12 +589,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f"machnet agent: listening on {host}:{port}", flush=True)
     if arguments.end_with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    try:
-        while True:
-            sock, _ = listener.accept()
-            threading.Thread(target=_serve_connection, args=(sock, arguments), daemon=True).start()
-    except KeyboardInterrupt:
-        return 0
+    with contextlib.suppress(KeyboardInterrupt):
+        _accept(listener, arguments)
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def remote(here):
 
 
 @contextlib.contextmanager
-def listening(*options: str, **environment: str):
+def listening(*options: str, descriptors: int = 0):
     """An agent that listens on a port of its choice; it ends with its standard input."""
     words = [sys.executable, agent.__file__, "--listen", "127.0.0.1:0", "--end-with-stdin"]
     process = subprocess.Popen(
@@ -41,11 +42,12 @@ def listening(*options: str, **environment: str):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
     )
     with process:
         line = process.stdout.readline()
         assert line.startswith("machnet agent: listening on 127.0.0.1:")
+        if descriptors:
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (descriptors, descriptors))
         yield int(line.rpartition(":")[2])
         process.stdin.close()
         assert process.wait(20) == 0
@@ -281,6 +283,53 @@ def test_an_agent_that_listens_wants_its_token(tmp_path, monkeypatch):
             with contextlib.suppress(ConnectionResetError), sock.makefile("rb") as answer:
                 while answer.read(4096):
                     pass
+
+
+@pytest.mark.parametrize(
+    "greeting", [b'{"proof": "\xc3\xa4"}', b'{"proof": "\\ud800"}', b"[" * 4096]
+)
+def test_who_says_nonsense_instead_of_a_proof_is_sent_away(monkeypatch, greeting):
+    monkeypatch.setenv(agent.TOKEN_VARIABLE, "secret")
+    with listening() as port, socket.create_connection(("127.0.0.1", port), 20) as sock:
+        sock.sendall(len(greeting).to_bytes(4, "big") + bytes(4) + greeting)
+        with sock.makefile("rb") as answer:
+            said = answer.read()
+        assert b"the token is another one" in said or greeting[0:1] == b"["
+
+
+def test_a_crowd_that_shows_no_token_keeps_nobody_out(monkeypatch):
+    monkeypatch.setenv(agent.TOKEN_VARIABLE, "secret")
+    with contextlib.ExitStack() as crowd:
+        port = crowd.enter_context(listening(descriptors=60))
+        with Agent.connect("127.0.0.1", port) as inside:
+            socks = [
+                crowd.enter_context(socket.create_connection(("127.0.0.1", port), 20))
+                for _ in range(100)
+            ]
+            while socks[0].recv(4096):  # the oldest are sent away
+                pass
+            with Agent.connect("127.0.0.1", port) as later:
+                assert later.about["pid"] == inside.about["pid"]
+            assert inside.socket().getsockname() == ("0.0.0.0", 0)
+
+
+def test_an_answer_that_is_too_long_is_an_error(monkeypatch):
+    monkeypatch.setattr(agent, "DATA_BYTES_MAX", 1000)
+    sent: list[bytes] = []
+    session = agent.Session(sent.append, True, None)
+    session.handle({"id": 5, "op": "service", "args": ["x" * 300, "127.0.0.1"]}, b"")
+    monkeypatch.setattr(session, "do_interfaces", lambda: {b"no": 1})
+    session.handle({"id": 6, "op": "interfaces"}, b"")
+    monkeypatch.setattr(agent, "JSON_BYTES_MAX", 200)
+    monkeypatch.setattr(session, "do_interfaces", lambda: "x" * 300)
+    session.handle({"id": 7, "op": "interfaces"}, b"")
+    told = [agent.read_message(io.BytesIO(one), 1000)[0] for one in sent]
+    assert [(one["id"], one["error"][0]) for one in told] == [
+        (5, "ValueError"),
+        (6, "TypeError"),
+        (7, "ValueError"),
+    ]
+    session.end()
 
 
 def test_the_token_may_be_in_the_environment_and_commands_do_not_see_it(monkeypatch):
