@@ -241,9 +241,11 @@ def test_two_engines_have_flows_listeners_arp_and_icmp(tmp_path: Path, queues: i
 # ---- unplugged -----------------------------------------------------------------------------------
 
 
-def test_connections_outlive_a_nic_that_is_unplugged_and_back(veth: Veth) -> None:
+def test_connections_outlive_a_nic_that_is_unplugged_and_back() -> None:
     with (
-        Sidecar(veth.nic, OUR_IP) as sidecar,
+        make_veth(2) as veth,
+        # Each engine sleeps on its own queue, also on those that are made anew.
+        Sidecar(veth.nic, OUR_IP, "--engine_threads=2") as sidecar,
         machnet.attach(sidecar.socket) as channel,
         Peer(veth, ECHO_CLIENT) as peer,
         Asking(sidecar.socket, "test") as asking,
@@ -264,6 +266,7 @@ def test_connections_outlive_a_nic_that_is_unplugged_and_back(veth: Veth) -> Non
         assert f"info nic_back nic={veth.nic} device=net_af_packet" in log
         assert log.count("nic_unplugged") == log.count("nic_back") == 1
         assert peer.hear() == "done"
+        echo(channel, peer, 1000, times=8)
         (port,) = asking.ask("stat")["ports"]
         assert port["stats"]["replugged"] == 1
         assert port["levels"]["present"] == 1
