@@ -11,6 +11,9 @@ import click
 from machnet.cli._asking import asking, pick, socket_option
 from machnet.cli._flags import GflagsCommand, Integer
 
+# MN_FLOW_NONE of the core.
+_NO_FLOW = 2**32 - 1
+
 
 def _address(pair: list[Any]) -> str:
     ip, port = pair
@@ -43,7 +46,10 @@ def details(row: dict[str, Any]) -> str:
         words.append(f"retrans:{row['retransmits']}")
     if row["backoff"]:
         words.append(f"backoff:{row['backoff']}")
-    words += [f"nic:{row['nic']}", f"engine:{row['engine']}", f"flow:{row['flow']}"]
+    words += [f"nic:{row['nic']}", f"engine:{row['engine']}"]
+    # Who has closed it has no number for it any more.
+    if row["flow"] != _NO_FLOW:
+        words.append(f"flow:{row['flow']}")
     return " ".join(words)
 
 

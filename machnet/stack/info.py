@@ -41,7 +41,7 @@ class SocketInfo(msgspec.Struct, frozen=True, kw_only=True):
         local: Our address and port.
         remote: The peer's; ("0.0.0.0", 0) for a listener.
         state: One of `TCP_STATES`.
-        protocol: "udp", "tcp" or "stream".
+        protocol: "udp", "tcp" or "stream"; "tcp" for either of the latter once no channel has it any more.
         channel: Number of the channel that it belongs to.
         flow: Its id there.
         mss: Payload bytes of a full segment.

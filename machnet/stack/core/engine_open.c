@@ -315,6 +315,7 @@ static void sock_info(const struct mn_engine *e, const struct mn_tcb *t, struct 
         .local_port = t->lport,
         .remote_port = t->rport,
         .state = t->state,
+        .proto = t->mcb != MN_NIL ? MN_PROTO_UDP : MN_PROTO_TCP,
         .mss = (uint16_t)t->mss,
         .lane = t->lane,
         .flow = MN_FLOW_NONE,
@@ -336,7 +337,6 @@ static void sock_info(const struct mn_engine *e, const struct mn_tcb *t, struct 
     };
     if (t->mcb != MN_NIL) {
         out->sndq_bytes = mn_mcb_of(e, t)->snd_bytes;
-        out->proto = MN_PROTO_UDP;
     }
     next_timer(t, out);
     if (t->user != NULL && t->lane != MN_NIL) {
