@@ -47,6 +47,8 @@ LOG_LEVELS = {
 ENVIRONMENT = "MACHNET_DPDK"
 _HUGE_PAGE_MIN_MB = 64
 _NO_HUGE_DEFAULT_MB = 256
+#: How much of them to make, where nobody has said how much is wanted.
+_HUGE_PAGES_MB = 512
 #: A device that no machine has: without an allow list EAL would take all NICs that it can.
 _NOTHING = "0000:00:00.0"
 _PREFIX = re.compile(r"[A-Za-z0-9_.-]{1,63}")
@@ -271,6 +273,16 @@ def arguments(wanted: EalSettings, *, huge: bool) -> list[str]:
     return [*args, *wanted.args]
 
 
+def _more_pages(wanted: EalSettings, proc: Path = Path("/proc")) -> str:
+    """The command that makes as many huge pages as are missing, beside those that there are."""
+    lines = (proc / "meminfo").read_text(encoding="ascii").splitlines()
+    fields = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
+    page_mb = max(1, fields.get("Hugepagesize", 2048) // 1024)
+    pages = -(-(wanted.memory_mb or _HUGE_PAGES_MB) // page_mb)
+    missing = max(0, pages - fields.get("HugePages_Free", 0))
+    return f"sysctl vm.nr_hugepages={fields.get('HugePages_Total', 0) + missing}"
+
+
 def _use_huge(wanted: EalSettings) -> bool:
     if wanted.huge == "off":
         return False
@@ -284,16 +296,17 @@ def _use_huge(wanted: EalSettings) -> bool:
         if free_mb == 0:  # EAL would say "permission denied"
             raise EalError(
                 errno.ENOMEM,
-                "no huge page is free: sysctl vm.nr_hugepages=256 (as root) makes some, and "
+                f"no huge page is free: {_more_pages(wanted)} (as root) makes some, and "
                 'huge="off" does without',
             )
         return True
     if free_mb >= (wanted.memory_mb or _HUGE_PAGE_MIN_MB):
         return True
     log.warning(
-        "%d MiB of huge pages are free: DPDK runs without (slower; to have some: "
-        "sysctl vm.nr_hugepages=256)",
+        "%d MiB of huge pages are free, and %d are wanted: DPDK runs without (slower; to have them: %s)",
         free_mb,
+        wanted.memory_mb or _HUGE_PAGE_MIN_MB,
+        _more_pages(wanted),
     )
     return False
 
@@ -314,8 +327,6 @@ def _hugetlbfs_mounted() -> bool:
 _REMEDIES = {
     errno.EACCES: "DPDK needs root, or access to the device files that the text above names",
     errno.EPERM: "DPDK needs root, or access to the device files that the text above names",
-    errno.ENOMEM: "there is not enough memory for it: free huge pages (sysctl vm.nr_hugepages=256) "
-    'or huge="off"',
     errno.EALREADY: "another library of this process has started it",
 }
 
@@ -355,6 +366,10 @@ def start() -> Any:
         rc = lib.mn_dpdk_init(len(kept), kept, max(level, 5), text, lib.MN_DPDK_ERR_BYTES)
         if rc < 0:
             remedy = _REMEDIES.get(-rc, f"its arguments were {' '.join(args[1:])}")
+            if -rc == errno.ENOMEM:
+                remedy = "there is not enough memory for it: a smaller memory_mb"
+                if huge:
+                    remedy += f', free huge pages ({_more_pages(wanted)}) or huge="off"'
             _failed = error(-rc, ffi.string(text).decode(errors="replace"), remedy)
             raise _failed
         _started = wanted

@@ -112,6 +112,17 @@ def test_without_enough_huge_pages_there_is_one_warning():
     assert "vm.nr_hugepages" in warned[0]
 
 
+def test_the_command_makes_the_pages_that_are_missing(tmp_path):
+    from machnet.dpdk import eal
+
+    lines = "HugePages_Total: 100\nHugePages_Free: 40\nHugepagesize: 2048 kB\n"
+    (tmp_path / "meminfo").write_text(lines)
+    said = [
+        eal._more_pages(eal.EalSettings(memory_mb=mb), tmp_path) for mb in (None, 64, 101, 2048)
+    ]
+    assert said == [f"sysctl vm.nr_hugepages={pages}" for pages in (316, 100, 111, 1084)]
+
+
 def test_files_of_huge_pages_where_there_is_no_place_for_them():
     need_root()
     inside = ("unshare", "-m", "sh", "-c", 'umount -a -t hugetlbfs; exec "$0" "$@"')
