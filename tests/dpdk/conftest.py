@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,3 +27,11 @@ def veth() -> Iterator[Veth]:
     """A virtual Ethernet pair with the kernel at its other end."""
     with make_veth() as pair:
         yield pair
+
+
+@pytest.fixture(autouse=True)
+def _no_sockets_left() -> Iterator[None]:
+    """The driver of memifs leaves its server's socket behind, which then is in the next one's way."""
+    yield
+    for path in Path("/tmp").glob(f"mn-memif-{os.getpid()}-*"):
+        path.unlink(missing_ok=True)

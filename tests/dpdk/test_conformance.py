@@ -106,7 +106,7 @@ class Benches:
         return Bench(port, Packets(self.veth.peer, self.veth.namespace))
 
     def memif(self, near: str) -> Bench:
-        path = f"/tmp/mn-memif-{os.getpid()}-{next(_numbers)}"
+        path = f"/tmp/mn-memif-{os.getpid()}-c{next(_numbers)}"
         server = dpdk.open_port(f"net_memif0,role=server,socket={path}")
         client = dpdk.open_port(f"net_memif1,role=client,socket={path}")
         wait_for(functools.partial(all_up, [server, client]))
@@ -158,7 +158,7 @@ def test_it_is_a_nic_as_the_engine_wants_them(name):
 @pytest.mark.parametrize("first", ["server", "client"])
 def test_ends_of_a_memif_that_are_closed_at_once(first):
     for i in range(20):
-        path = f"/tmp/mn-memif-{os.getpid()}-{next(_numbers)}"
+        path = f"/tmp/mn-memif-{os.getpid()}-c{next(_numbers)}"
         ends = [
             dpdk.open_port(f"net_memif{end},role={role},socket={path}", pool_mbufs=700)
             for end, role in enumerate(("server", "client"))

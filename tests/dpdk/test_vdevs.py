@@ -144,7 +144,7 @@ def other_end(nic: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_a_memif_to_another_process(role):
-    path = f"/tmp/mn-memif-{os.getpid()}-{next(_numbers)}"
+    path = f"/tmp/mn-memif-{os.getpid()}-v{next(_numbers)}"
     other = "client" if role == "server" else "server"
     mine, theirs = (f"dpdk:net_memif0,role={one},socket={path}" for one in (role, other))
     with contextlib.ExitStack() as opened:
