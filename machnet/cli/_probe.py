@@ -128,7 +128,7 @@ class Probe:
         self._on_event = on_event
         self._wants_answers = wants_answers
         self._events = ffi.new("struct mn_probe_event[]", _EVENTS)
-        self._stopped = False
+        self._stopped = self._warned = False
         self._hop = "" if self.role == "server" else str(settings["next_hop_ip"])
 
     def step(self, until_ns: int) -> bool:
@@ -183,12 +183,15 @@ class Probe:
         return self.role == "server"
 
     def warnings(self) -> Iterator[str]:
-        """None: what goes wrong is counted."""
-        yield from ()
+        """That nothing was sent, when it ends; what else goes wrong is counted."""
+        if self._stopped and self.role == "client" and self.mac is None and not self._warned:
+            self._warned = True
+            yield f"nobody has answered to {self._hop} on {self._nic} yet: nothing was sent"
 
     def faults(self) -> int:
-        """1 when no answer came at all and one was wanted; losses are a result."""
-        return int(self._wants_answers and self.counts()["answered"] == 0)
+        """1 when no answer came at all and one was wanted, or nothing could be sent; losses are a result."""
+        unheard = self._wants_answers and self.counts()["answered"] == 0
+        return int(unheard or (self.role == "client" and self.mac is None))
 
     def counts(self) -> dict[str, int]:
         """What was counted beside packets: losses by kind, and other frames."""

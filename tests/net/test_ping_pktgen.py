@@ -263,6 +263,18 @@ class TestPktgen:
         end = final(start(f"--nic={nic}", f"--ip={KERNEL}", *flags, module=PKTGEN), 1)
         assert (end["lost"], end["answered"]) == (2, 0)
 
+    def test_a_generator_that_ends_before_it_has_sent_anything_fails(
+        self, start: Callable[..., Tool], bouncer: Tool, nic: str
+    ) -> None:
+        tool = start(
+            f"--nic={nic}", f"--ip={KERNEL}", "--remote_ip=10.9.0.77", "--duration=0.1",
+            module=PKTGEN,
+        )  # fmt: skip
+        code, out, err = tool.end()
+        assert code == 1
+        said = f"nobody has answered to 10.9.0.77 on {nic} yet: nothing was sent"
+        assert (out + err).count(said) == 1
+
 
 class TestHostileAnswers:
     """The other end is scripted: what it says is matched with what was sent."""
