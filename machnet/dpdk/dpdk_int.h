@@ -142,6 +142,9 @@ int mn_dpdk_unprobe_locked(uint16_t port);
 /* log.c */
 int mn_dpdk_log_open(void);
 
+/* port.c: the port has been plugged out, nobody has what it had. */
+void mn_dpdk_free_left(uint16_t port);
+
 /* burst.c */
 extern const struct mn_nic_ops mn_dpdk_ops;
 bool mn_dpdk_enter(struct mn_dpdk *d, struct dpdk_queue *q);
@@ -161,7 +164,7 @@ bool mn_dpdk_rx_arm(struct mn_nic *nic, uint32_t queue, bool on);
 /* setup.c: from a probed port to one that runs, and back. */
 int mn_dpdk_setup(struct mn_dpdk *d, const struct dpdk_err *err);
 void mn_dpdk_stop(struct mn_dpdk *d);
-/* Also the device; the port must have been set up. */
+/* Also the device, if no other port of it is open; the port must have been set up. */
 void mn_dpdk_plug_out(struct mn_dpdk *d);
 void mn_dpdk_note_missing(struct mn_dpdk *d, const char *what);
 

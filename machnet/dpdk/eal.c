@@ -327,6 +327,7 @@ int mn_dpdk_unprobe_locked(uint16_t port)
     forget_plugged(name);
     pair = mn_dpdk_pair_of(port);
     rc = rte_dev_remove(device);
+    mn_dpdk_free_left(port);
     if (pair != NULL) {
         mn_dpdk_pair_left(pair, port);
     }

@@ -81,6 +81,49 @@ static void name_port(struct mn_dpdk *d)
     (void)snprintf(d->devargs, sizeof(d->devargs), "%s", devargs != NULL ? devargs : "");
 }
 
+/* Pools of a port that could not be opened: its driver may have packets of them until it is plugged
+ * out. */
+struct left {
+    struct left *next;
+    uint16_t port;
+    struct rte_mempool *pools[DPDK_QUEUES_MAX];
+};
+static struct left *left;
+
+static void leave_pools(struct mn_dpdk *d)
+{
+    struct left *l = calloc(1, sizeof(*l));
+
+    for (uint32_t i = 0; i < DPDK_QUEUES_MAX; i++) {
+        if (l != NULL) {
+            l->pools[i] = d->q[i].pool;
+        }
+        d->q[i].pool = NULL; /* without memory for the list they stay for ever */
+    }
+    if (l != NULL) {
+        l->port = d->port;
+        l->next = left;
+        left = l;
+    }
+}
+
+void mn_dpdk_free_left(uint16_t port)
+{
+    for (struct left **at = &left; *at != NULL;) {
+        struct left *l = *at;
+
+        if (l->port != port) {
+            at = &l->next;
+            continue;
+        }
+        *at = l->next;
+        for (uint32_t i = 0; i < DPDK_QUEUES_MAX; i++) {
+            rte_mempool_free(l->pools[i]);
+        }
+        free(l);
+    }
+}
+
 static void free_port(struct mn_dpdk *d)
 {
     mn_dpdk_sleep_fini(d);
@@ -124,6 +167,7 @@ static int open_locked(const struct mn_dpdk_config *cfg, struct mn_dpdk **out,
     }
     if (rc != 0) {
         d->pair = NULL; /* the port is still there */
+        leave_pools(d);
         free_port(d);
         return rc;
     }

@@ -137,9 +137,11 @@ static int make_pools(struct mn_dpdk *d, const struct rte_eth_dev_info *info,
         d->q[i].pool = rte_pktmbuf_pool_create(name, d->pool_mbufs, cache, DPDK_PRIV_BYTES,
                                                (uint16_t)(room + RTE_PKTMBUF_HEADROOM), d->socket);
         if (d->q[i].pool == NULL) {
-            return mn_dpdk_fail(err, rte_errno != 0 ? -rte_errno : -ENOMEM,
-                                "%s: no memory for %u packets of %u bytes (queue %u): %s", d->name,
-                                d->pool_mbufs, room, i, rte_strerror(rte_errno));
+            /* ENOBUFS: there is memory, but not in pieces that are large enough. */
+            int rc = rte_errno == 0 || rte_errno == ENOBUFS ? ENOMEM : rte_errno;
+
+            return mn_dpdk_fail(err, -rc, "%s: no memory for %u packets of %u bytes (queue %u): %s",
+                                d->name, d->pool_mbufs, room, i, rte_strerror(rc));
         }
     }
     return 0;
@@ -319,15 +321,27 @@ static void let_interrupts_settle(void)
     (void)sem_destroy(&passed);
 }
 
+/* Some NICs have two ports on one function. */
+static bool device_in_use(const struct mn_dpdk *d)
+{
+    for (const struct mn_dpdk *other = mn_dpdk_ports; other != NULL; other = other->next) {
+        if (other != d && other->present && other->device == d->device) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void mn_dpdk_plug_out(struct mn_dpdk *d)
 {
     let_interrupts_settle();
     mn_dpdk_stop(d);
     (void)rte_eth_dev_close(d->port);
-    if (d->device != NULL) {
+    if (d->device != NULL && !device_in_use(d)) {
         (void)rte_dev_remove(d->device);
-        d->device = NULL;
     }
+    d->device = NULL;
+    mn_dpdk_free_left(d->port);
 }
 
 int mn_dpdk_setup(struct mn_dpdk *d, const struct dpdk_err *err)

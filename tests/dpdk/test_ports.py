@@ -185,6 +185,30 @@ def test_a_process_without_descriptors_to_spare_keeps_its_interfaces(veth):
         assert port.stats()["unplugged"] == 0
 
 
+NO_MEMORY = """
+import errno
+from machnet import dpdk
+dpdk.configure(huge="off", memory_mb=64)
+for _ in range(5):
+    try:
+        dpdk.ring_pair(queues=4, slots=64, pool_mbufs=8000)
+    except dpdk.EalError as error:
+        assert error.errno == errno.ENOMEM
+        assert "no memory for 8000 packets" in str(error), error
+        assert "(queue 0)" not in str(error), error
+    else:
+        raise AssertionError
+    dpdk.open_port("net_null0", pool_mbufs=12000).close()
+"""
+
+
+def test_a_port_that_can_not_be_opened_gives_back_what_it_had():
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 FORKED = """
 import os, signal, sys
 from machnet import dpdk
