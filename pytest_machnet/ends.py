@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import ipaddress
 import os
 import re
@@ -38,6 +39,23 @@ def interface_of(nic: str) -> str | None:
     if "/" not in spec.rest and path.exists():
         return None if (path / "device").exists() else spec.rest
     return spec.rest if _NAMED_VETH.fullmatch(spec.rest) else None
+
+
+def not_there(nic: str) -> str:
+    """That a NIC string of DPDK names nothing that this machine has, and what there is; "" if it does."""
+    from machnet.dpdk.devices import resolve
+    from machnet.sim.nicstr import parse_nic
+
+    spec = parse_nic(nic)
+    if spec.scheme != "dpdk":
+        return ""
+    try:
+        resolve(spec.rest)
+    except OSError as error:  # that it is not ours to use is for who opens it
+        return str(error.strerror) if error.errno == errno.ENODEV else ""
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def with_interface(nic: str, name: str) -> str:

@@ -196,6 +196,9 @@ class NicLab(Lab):
         self._stated = peer
         self._veth = ends.interface_of(self._nic)
         if self._veth is None:
+            # Skipping what has no peer there would make a run with a misspelt name look well.
+            if not self.case.settings.simulated and (reason := ends.not_there(self._nic)):
+                pytest.fail(f"{self.where}: {reason}", pytrace=False)
             return
         try:
             end = ends.find_end(self._veth)
@@ -414,7 +417,7 @@ class NicLab(Lab):
             if self._veth is not None and iface is not None:
                 peers.finish_frames(agent, self._veth, iface)
         except (OSError, ValueError) as error:
-            pytest.fail(f"posix_peer: {error}", pytrace=False)
+            raise pytest.fail.Exception(f"posix_peer: {error}", pytrace=False) from None
         self._addresses.add(ip)
         made = peers.AgentPeer(agent, ip, interface, self.missing)
         self._exits.callback(made.close)

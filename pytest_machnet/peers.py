@@ -345,6 +345,8 @@ def locate(agent: Agent, iface: str | None, wanted: str | None, own_ip: str) -> 
         ValueError: The host has none, or another one.
         OSError: It can't be given one, or the agent is gone.
     """
+    from pytest_machnet.options import next_address
+
     own = ipaddress.IPv4Interface(own_ip)
     if wanted is None and agent.about["address"] is not None:
         wanted = str(agent.about["address"])
@@ -363,14 +365,17 @@ def locate(agent: Agent, iface: str | None, wanted: str | None, own_ip: str) -> 
         if str(address) == wanted or (wanted is None and fits):
             return str(address), str(entry["name"])
     if mine and mine[0]["ip"] is None:
-        from pytest_machnet.options import next_address
-
         ip = wanted or str(next_address(own, {str(own.ip)}))
         agent.give_address(str(iface), ip, own.network.prefixlen)
         return ip, str(iface)
     if wanted is not None and iface is None:
         return wanted, ""  # as a further address of an interface, say
     has = ", ".join(f"{e['name']} {e['ip']}/{e['prefix']}" for e in entries if e["ip"]) or "none"
+    if any(entry["ip"] == str(own.ip) for entry in entries):
+        raise ValueError(
+            f"{agent.name} has the local stack's address, {own.ip}: give the stack another one, "
+            f"--machnet-ip={next_address(own, {str(own.ip)})}/{own.network.prefixlen}"
+        )
     raise ValueError(
         f"{agent.name} has no address {wanted or f'in {own.network}'} (it has {has}): say "
         "--machnet-ip, --machnet-peer-ip, or with ?iface=NAME which interface there is to get one"

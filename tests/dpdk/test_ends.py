@@ -43,6 +43,14 @@ SOURCE = """
     def test_elsewhere_with_another_address(posix_peer):
         raise AssertionError("it is not made")
 
+    @pytest.mark.machnet(nic="elTAG", ip="10.0.0.2/24")
+    def test_elsewhere_with_the_same_address(posix_peer):
+        raise AssertionError("it is not made")
+
+    @pytest.mark.machnet(nic="noTAG")
+    def test_no_such_nic(posix_peer):
+        raise AssertionError("it is not made")
+
     @pytest.mark.machnet(nic="dpdk:net_af_packet0,iface=mvTAG", peer="10.67.0.2?echo=PORT", ip="10.67.0.1/24")
     def test_no_veth_but_an_address(posix_peer, machnet_channel):
         echo(posix_peer, machnet_channel)
@@ -86,13 +94,16 @@ def test_every_sort_of_other_end(links, pytester):
     result = pytester.runpytest_subprocess("-p", "no:randomly", "-rs", timeout=120)
     agent.abort(listener)
     # The address that an interface there was given stays until the run ends.
-    result.assert_outcomes(passed=3, skipped=2, errors=1)
+    result.assert_outcomes(passed=3, skipped=2, errors=3)
     result.stdout.fnmatch_lines(
         [
             "posix_peer: * has no address in 10.77.0.0/24 (it has *far 10.0.0.2/24*",
+            "posix_peer: * has the local stack's address, 10.0.0.2: *another one, --machnet-ip=10.0.0.3/24",
+            f"--machnet-nic=no{TAG}: there is no NIC 'no{TAG}'*",
             "SKIPPED * posix_peer.socket: of it only the address is known: *",
             f"SKIPPED * posix_peer: mv{TAG} is a macvlan and no veth; say who is at the other end*",
         ]
     )
+    assert "During handling" not in result.stdout.str()
     # What was lent is back.
     assert f"un{TAG}b" in sh("ip", "-o", "link")
