@@ -110,10 +110,12 @@ int mn_dpdk_port_mac(uint16_t port, uint8_t mac[6]);
  * goes through the same interface as one that is; -ENOMEM; what the driver says. */
 int mn_dpdk_open(const struct mn_dpdk_config *cfg, struct mn_nic **out, char *err,
                  size_t err_bytes);
-/* Stops the port and plugs its device out. No thread may be inside an operation of it. */
+/* Stops the port and plugs its device out. No thread may be inside an operation of it; of what is
+ * not open, or is closed already, nothing. */
 void mn_dpdk_close(struct mn_nic *nic);
 /* What the driver did not have: a line of text for each, or NULL past the end. */
 const char *mn_dpdk_missing(const struct mn_nic *nic, uint32_t i);
+/* Zeros of a port that is closed, perhaps by another thread just now. */
 void mn_dpdk_get_stats(struct mn_nic *nic, struct mn_dpdk_stats *out);
 void mn_dpdk_get_info(struct mn_nic *nic, struct mn_dpdk_info *out);
 /* The watcher looks for devices that have gone or come back, now: for tests, and after an operator

@@ -214,23 +214,33 @@ void mn_dpdk_close(struct mn_nic *nic)
 {
     struct mn_dpdk *d = (struct mn_dpdk *)nic;
 
-    if (nic == NULL || mn_dpdk_forked()) {
+    if (mn_dpdk_forked()) {
         return;
     }
-    MN_ASSERT(nic->ops == &mn_dpdk_ops);
     pthread_mutex_lock(&mn_dpdk_lock);
     for (struct mn_dpdk **at = &mn_dpdk_ports; *at != NULL; at = &(*at)->next) {
         if (*at == d) {
             *at = d->next;
+            drop_stash(d);
+            if (d->present) {
+                mn_dpdk_plug_out(d);
+            }
+            free_port(d);
             break;
         }
     }
-    drop_stash(d);
-    if (d->present) {
-        mn_dpdk_plug_out(d);
-    }
-    free_port(d);
     pthread_mutex_unlock(&mn_dpdk_lock);
+}
+
+/* Under the lock. What is asked of a port may be asked while another thread closes it. */
+static bool is_open(const struct mn_dpdk *d)
+{
+    const struct mn_dpdk *one = mn_dpdk_ports;
+
+    while (one != NULL && one != d) {
+        one = one->next;
+    }
+    return one != NULL;
 }
 
 const char *mn_dpdk_missing(const struct mn_nic *nic, uint32_t i)
@@ -240,15 +250,8 @@ const char *mn_dpdk_missing(const struct mn_nic *nic, uint32_t i)
     return i < d->n_missing ? d->missing[i] : NULL;
 }
 
-void mn_dpdk_get_stats(struct mn_nic *nic, struct mn_dpdk_stats *out)
+static void read_counts(struct mn_dpdk *d, struct mn_dpdk_stats *out)
 {
-    struct mn_dpdk *d = (struct mn_dpdk *)nic;
-
-    memset(out, 0, sizeof(*out));
-    if (mn_dpdk_forked()) {
-        return;
-    }
-    pthread_mutex_lock(&mn_dpdk_lock);
     mn_dpdk_read_stats(d);
     for (uint32_t i = 0; i < d->queues; i++) {
         const struct dpdk_counts *c = &d->q[i].counts;
@@ -277,10 +280,9 @@ void mn_dpdk_get_stats(struct mn_nic *nic, struct mn_dpdk_stats *out)
     out->ierrors = d->base.ierrors + d->last.ierrors;
     out->oerrors = d->base.oerrors + d->last.oerrors;
     out->rx_nombuf = d->base.rx_nombuf + d->last.rx_nombuf;
-    pthread_mutex_unlock(&mn_dpdk_lock);
 }
 
-void mn_dpdk_get_info(struct mn_nic *nic, struct mn_dpdk_info *out)
+void mn_dpdk_get_stats(struct mn_nic *nic, struct mn_dpdk_stats *out)
 {
     struct mn_dpdk *d = (struct mn_dpdk *)nic;
 
@@ -289,6 +291,14 @@ void mn_dpdk_get_info(struct mn_nic *nic, struct mn_dpdk_info *out)
         return;
     }
     pthread_mutex_lock(&mn_dpdk_lock);
+    if (is_open(d)) {
+        read_counts(d, out);
+    }
+    pthread_mutex_unlock(&mn_dpdk_lock);
+}
+
+static void read_info(struct mn_dpdk *d, struct mn_dpdk_info *out)
+{
     mn_dpdk_read_link(d);
     memcpy(out->driver, d->driver, sizeof(out->driver));
     memcpy(out->device, d->name, sizeof(out->device));
@@ -307,5 +317,19 @@ void mn_dpdk_get_info(struct mn_nic *nic, struct mn_dpdk_info *out)
     out->wake = d->wake;
     out->frame_room = d->data_room;
     out->if_index = d->if_index;
+}
+
+void mn_dpdk_get_info(struct mn_nic *nic, struct mn_dpdk_info *out)
+{
+    struct mn_dpdk *d = (struct mn_dpdk *)nic;
+
+    memset(out, 0, sizeof(*out));
+    if (mn_dpdk_forked()) {
+        return;
+    }
+    pthread_mutex_lock(&mn_dpdk_lock);
+    if (is_open(d)) {
+        read_info(d, out);
+    }
     pthread_mutex_unlock(&mn_dpdk_lock);
 }

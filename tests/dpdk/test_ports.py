@@ -185,6 +185,18 @@ def test_a_process_without_descriptors_to_spare_keeps_its_interfaces(veth):
         assert port.stats()["unplugged"] == 0
 
 
+def test_who_asks_a_port_while_it_is_closed_gets_nothing():
+    """Another thread may have looked whether it is open, and ask when it is not any more."""
+    port = dpdk.open_port("net_null0", pool_mbufs=64)
+    lib, ffi, native = port._lib, port._ffi, port._port
+    port.close()
+    stats, info = ffi.new("struct mn_dpdk_stats *"), ffi.new("struct mn_dpdk_info *")
+    lib.mn_dpdk_get_stats(native, stats)
+    lib.mn_dpdk_get_info(native, info)
+    lib.mn_dpdk_close(native)
+    assert (stats.mbufs, info.present, ffi.string(info.driver)) == (0, False, b"")
+
+
 NO_MEMORY = """
 import errno
 from machnet import dpdk
