@@ -90,8 +90,9 @@ struct mn_dpdk {
     bool rss_on, promiscuous, pci;
     bool present; /* false: it was unplugged */
     uint32_t link_mbit;
-    char interface[16]; /* of the kernel, below the driver */
-    bool intr_on;       /* configured with interrupts for the queues */
+    uint8_t mac_before[6]; /* the kernel's interface's, if it was given another one; else 0 */
+    char interface[16];    /* of the kernel, below the driver */
+    bool intr_on;          /* configured with interrupts for the queues */
     bool started;
     uint32_t n_sockets; /* of the driver, that wake the queues' threads */
     int sockets[DPDK_QUEUES_MAX];
@@ -166,6 +167,8 @@ int mn_dpdk_setup(struct mn_dpdk *d, const struct dpdk_err *err);
 void mn_dpdk_stop(struct mn_dpdk *d);
 /* Also the device, if no other port of it is open; the port must have been set up. */
 void mn_dpdk_plug_out(struct mn_dpdk *d);
+/* Gives the kernel's interface below, if there is one, the address that it had. */
+void mn_dpdk_restore_mac(struct mn_dpdk *d);
 void mn_dpdk_note_missing(struct mn_dpdk *d, const char *what);
 
 /* spread.c */

@@ -223,6 +223,7 @@ void mn_dpdk_close(struct mn_nic *nic)
             *at = d->next;
             drop_stash(d);
             if (d->present) {
+                mn_dpdk_restore_mac(d);
                 mn_dpdk_plug_out(d);
             }
             free_port(d);

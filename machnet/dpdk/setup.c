@@ -247,12 +247,14 @@ static int start(struct mn_dpdk *d, struct rte_eth_dev_info *info, bool interrup
 static int set_mac(struct mn_dpdk *d, const struct dpdk_err *err)
 {
     static const uint8_t zero[6];
-    struct rte_ether_addr addr;
+    struct rte_ether_addr addr, before;
     int rc = rte_eth_macaddr_get(d->port, &addr);
 
     if (rc != 0) {
         return mn_dpdk_fail(err, rc, "%s tells no address: %s", d->name, rte_strerror(-rc));
     }
+    before = addr;
+    memset(d->mac_before, 0, sizeof(zero));
     if (memcmp(d->cfg.mac, zero, sizeof(zero)) != 0 &&
         memcmp(d->cfg.mac, addr.addr_bytes, sizeof(zero)) != 0) {
         memcpy(addr.addr_bytes, d->cfg.mac, sizeof(zero));
@@ -264,6 +266,8 @@ static int set_mac(struct mn_dpdk *d, const struct dpdk_err *err)
                 return mn_dpdk_fail(err, rc, "%s keeps its own address, and receives nothing else",
                                     d->name);
             }
+        } else {
+            memcpy(d->mac_before, before.addr_bytes, sizeof(zero));
         }
     }
     if (rte_is_zero_ether_addr(&addr)) { /* net_ring: nobody gave it one */
@@ -272,6 +276,17 @@ static int set_mac(struct mn_dpdk *d, const struct dpdk_err *err)
     }
     memcpy(d->nic.mac, addr.addr_bytes, sizeof(d->nic.mac));
     return 0;
+}
+
+void mn_dpdk_restore_mac(struct mn_dpdk *d)
+{
+    struct rte_ether_addr addr;
+
+    memcpy(addr.addr_bytes, d->mac_before, sizeof(addr.addr_bytes));
+    /* Without an interface of the kernel's it is the device's own affair: it is reset. */
+    if (d->if_index != 0 && !rte_is_zero_ether_addr(&addr)) {
+        (void)rte_eth_dev_default_mac_addr_set(d->port, &addr);
+    }
 }
 
 static void fill_caps(struct mn_dpdk *d)

@@ -272,12 +272,14 @@ def test_jumbo_frames_with_the_kernel():
         assert stats["rx_bytes"] / stats["rx_frames"] > 1600
 
 
-def test_an_address_that_the_interface_takes(veth):
+def test_an_address_that_the_interface_takes_and_gives_back(veth):
+    own = Path(f"/sys/class/net/{veth.name}/address").read_text()
     with contextlib.closing(dpdk.open_port(veth.name, mac="02:4d:4e:00:00:77")) as port:
         assert port.mac == "02:4d:4e:00:00:77"
         assert not port.info()["promiscuous"]
         name = Path(f"/sys/class/net/{veth.name}/address")
         assert name.read_text().strip() == "02:4d:4e:00:00:77"
+    assert name.read_text() == own
 
 
 def test_an_address_that_the_driver_does_not_take(veth):
