@@ -124,8 +124,7 @@ def portable_tests(lab: Lab) -> str:
     # Plugins that are not needed cost seconds to import here.
     suite = lab.start(
         *("python", "-m", "pytest", "-c", "/dev/null", f"--rootdir={PORTABLE}"),
-        *(f"--confcutdir={PORTABLE}", "-rs", "-q"),
-        *("--durations=8",),
+        *(f"--confcutdir={PORTABLE}", "-rs", "-q", "--durations=8"),
         *("--import-mode=importlib", "-p", "no:cacheprovider", "-p", "pytest_machnet.plugin"),
         *("-p", "pytest_timeout", "--timeout=120", f"--junitxml={lab.folder}/report.xml"),
         *(f"--machnet-nic={NIC}", f"--machnet-ip={GUEST_IP}/24", f"--machnet-peer=tcp://{where}"),
