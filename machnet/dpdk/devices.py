@@ -414,7 +414,9 @@ def _find(name: str, devices: list[Device], sysfs: str) -> Device:
             raise OSError(errno.ENOTUNIQ, text)
         if found:
             return found[0]
-        known = _listed([f"{one.macs[0]} ({one.name})" for one in devices if any(one.macs)])
+        known = _listed(
+            [f"{one.macs[0]} ({one.name})" for one in devices if any(one.macs) and one.name != "lo"]
+        )
         text = f"no NIC has the MAC address {name.lower()}. There are {known}"
         raise OSError(errno.ENODEV, text)
     for device in devices:
