@@ -13,6 +13,7 @@ import contextlib
 import errno
 import ipaddress
 import itertools
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -202,7 +203,9 @@ class NicLab(Lab):
             return
         try:
             end = ends.find_end(self._veth)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and os.geteuid() == 0:
+                raise
             self._veth, self._nobody = None, f"{error}; {_WHO}"
             return
         self._stated = None

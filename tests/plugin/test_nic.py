@@ -173,6 +173,28 @@ def test_what_a_nic_does_not_have_skips_the_test_with_the_reason(outer, fixture,
     result.stdout.fnmatch_lines([f"SKIPPED * {reason} (--machnet-nic=wire:w0)"])
 
 
+def test_a_veth_whose_namespace_is_not_ours_to_enter_skips_with_the_reason(outer, pytester):
+    """As without root, where the other end is in a namespace of /run/netns."""
+    pytester.makeconftest(
+        """
+        import os
+        from machnet.testing.remote import AgentError
+        from pytest_machnet import ends
+
+        def refused(name):
+            raise AgentError(f"the other end of {name}: Operation not permitted")
+
+        ends.find_end = refused
+        os.geteuid = lambda: 65534
+        """
+    )
+    nic = "dpdk:net_af_packet0,iface=x0"
+    result = outer("def test_it(posix_peer): pass\n", f"--machnet-nic={nic}", "-rs")
+    result.assert_outcomes(skipped=1)
+    said = "posix_peer: the other end of x0: Operation not permitted; say who is at the other end"
+    result.stdout.fnmatch_lines([f"SKIPPED * {said}*"])
+
+
 def test_a_namespace_that_is_refused_skips_with_the_reason(outer, pytester):
     """As where neither root nor user namespaces are to be had."""
     pytester.makeconftest(
