@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import socket
 
 import pytest
-from dpdk_kit import Veth, need_root, packet_socket, sh, wait_for
+from dpdk_kit import Veth, need_root, packet_socket, sh
 
 from machnet import dpdk
 from machnet.testing.nic import NicHandle, nic_checks
@@ -64,8 +63,8 @@ class Bench:
 
     wire_marks = False
 
-    def __init__(self, port: dpdk.Port, far: Far | Packets, near_first: bool = False) -> None:
-        self.port, self.far, self.near_first = port, far, near_first
+    def __init__(self, port: dpdk.Port, far: Far | Packets) -> None:
+        self.port, self.far = port, far
         self.nic = NicHandle(port.native)
 
     def deliver(self, frame: bytes) -> None:
@@ -78,13 +77,8 @@ class Bench:
     def close(self) -> None:
         stats = self.port.stats()
         assert stats["rx_bad"] == stats["tx_refused"] == 0
-        ends = [self.port, self.far] if self.near_first else [self.far, self.port]
-        ends[0].close()
-        ends[1].close()
-
-
-def all_up(ports: list[dpdk.Port]) -> bool:
-    return all(port.link()[0] for port in ports)
+        self.far.close()
+        self.port.close()
 
 
 class Benches:
@@ -105,17 +99,6 @@ class Benches:
         port = dpdk.open_port(f"{driver}0,iface={self.veth.name}", **options)
         return Bench(port, Packets(self.veth.peer, self.veth.namespace))
 
-    def memif(self, near: str) -> Bench:
-        path = f"/tmp/mn-memif-{os.getpid()}-c{next(_numbers)}"
-        server = dpdk.open_port(f"net_memif0,role=server,socket={path}")
-        client = dpdk.open_port(f"net_memif1,role=client,socket={path}")
-        wait_for(functools.partial(all_up, [server, client]))
-        # The client offers the buffers for both directions when it looks for frames.
-        NicHandle(client.native).recv()
-        if near == "client":
-            return Bench(client, Far(server), near_first=True)
-        return Bench(server, Far(client))
-
     def tap(self, **options) -> Bench:
         need_root()
         name = f"mnt{os.getpid()}{next(_numbers)}"
@@ -135,8 +118,6 @@ BENCHES = {
     "af_packet, jumbo, software checksums": lambda make: make.interface(
         "net_af_packet", mtu=9000, offload=False
     ),
-    "memif server": lambda make: make.memif("server"),
-    "memif client": lambda make: make.memif("client"),
     "tap": lambda make: make.tap(),
     "tap, software checksums": lambda make: make.tap(offload=False),
 }
@@ -153,20 +134,6 @@ def test_it_is_a_nic_as_the_engine_wants_them(name):
                 continue
             with contextlib.closing(BENCHES[name](make)) as bench:
                 check(bench)
-
-
-@pytest.mark.parametrize("first", ["server", "client"])
-def test_ends_of_a_memif_that_are_closed_at_once(first):
-    for i in range(20):
-        path = f"/tmp/mn-memif-{os.getpid()}-c{next(_numbers)}"
-        ends = [
-            dpdk.open_port(f"net_memif{end},role={role},socket={path}", pool_mbufs=700)
-            for end, role in enumerate(("server", "client"))
-        ]
-        if i % 2:
-            wait_for(functools.partial(all_up, ends))
-        for end in ends if first == "server" else ends[::-1]:
-            end.close()
 
 
 def test_a_port_on_af_xdp():
