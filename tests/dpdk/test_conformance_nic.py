@@ -9,13 +9,24 @@ from __future__ import annotations
 from dpdk_kit import need_root
 
 NIC = "dpdk:net_af_packet0,iface=veth0"
-FILES = ["conformance/cases/test_resets.py", "conformance/cases/test_timestamps.py"]
+FILES = ("test_resets.py", "test_timestamps.py")
 
 
-def test_cases_on_a_nic(repo, pytester, monkeypatch):
+def test_cases_on_a_nic(repo, pytester):
     need_root()
-    monkeypatch.chdir(repo)
-    command = [*FILES, "-k", "machnet", "-p", "no:randomly", "-p", "no:cacheprovider"]
+    # Not in the checkout: `python -m pytest` would import its machnet, not the installed one.
+    cases = [repo / "conformance/cases" / name for name in FILES]
+    command = [
+        *cases,
+        "-c",
+        repo / "pyproject.toml",
+        "-k",
+        "machnet",
+        "-p",
+        "no:randomly",
+        "-p",
+        "no:cacheprovider",
+    ]
     result = pytester.runpytest_subprocess(*command, f"--machnet-nic={NIC}", timeout=240)
     found = result.parseoutcomes()
     assert result.ret == 0
