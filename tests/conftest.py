@@ -26,6 +26,7 @@ hypothesis.settings.load_profile("sanitized" if SANITIZED else "repeatable")
 PYTHON_ONLY = [
     "net/test_kernel_host.py",
     "net/test_kernel_host_life.py",
+    "net/test_kernel_host_veth.py",
     "unit/test_agent.py",
     "unit/test_conventions.py",
     "unit/test_dissector.py",

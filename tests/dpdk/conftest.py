@@ -14,6 +14,13 @@ from dpdk_kit import veth as make_veth
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# Runs of pytest and of commands whose C other files run: sanitizers go without, as in tests/plugin.
+collect_ignore = (
+    ["test_conformance_nic.py", "test_ends.py", "test_pktgen_cost.py"]
+    if "MACHNET_TEST_SANITIZED" in os.environ
+    else []
+)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _eal() -> None:
