@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dpdk_kit import KERNEL_IP, OUR_IP
+from dpdk_kit import KERNEL_IP, OUR_IP, wait_for
 
 import machnet
 
@@ -50,7 +50,7 @@ def test_a_device_that_is_pulled_out_and_put_in_again_goes_on(veth):
         assert not stack.nic.info()["present"]
         veth.plug_in()
         stack.nic.look()
-        assert stack.nic.link()[0]
+        wait_for(lambda: stack.nic.link()[0])  # the kernel tells of links in its own time
         assert stack.nic.mac == mac
         stats = stack.nic.stats()
         assert (stats["unplugged"], stats["replugged"]) == (1, 1)
