@@ -89,7 +89,8 @@ def build(
     files = sources(dpdk=dpdk)
     headers = sorted({p for d in {f.parent for f in files} for p in d.glob("*.h")})
     before, behind = dpdk_flags() if dpdk else ([], [])
-    flags = [*before, "-std=gnu11", "-O3", "-g", "-flto=auto", f"-march={march}", "-D_GNU_SOURCE"]
+    flags = [*before, "-std=gnu11", "-O3", "-g", "-flto=auto", f"-march={march}"]
+    flags += ["-falign-functions=64", "-D_GNU_SOURCE"]  # as meson.build
     name = machine.digest(*files, *headers, " ".join(flags))
     program = machine.make_cache(cache_dir) / f"pair-{march}-{name}"
     if not program.exists():

@@ -210,7 +210,16 @@ def _checked_tree(tree: Path) -> Path:
 def _compile(tree: Path, home: Path, name: str, march: str) -> None:
     """One program: lwIP and its host twice, each with all its symbols made local but one."""
     flags = [
-        *("-std=gnu11", "-O3", f"-march={march}", "-flto", "-DNDEBUG", "-Wall", "-Wextra"),
+        *(
+            "-std=gnu11",
+            "-O3",
+            f"-march={march}",
+            "-flto",
+            "-falign-functions=64",
+            "-DNDEBUG",
+            "-Wall",
+            "-Wextra",
+        ),
         *("-isystem", str(tree / "src" / "include"), "-I", str(PORT_DIR)),
     ]
     lwip = [str(tree / "src" / file) for file in LWIP_FILES]

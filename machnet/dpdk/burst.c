@@ -1,6 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /* The hot path: mbufs become packets where they lie, and back. No allocation, no log and no system
  * call but the driver's own. */
+#include <rte_config.h>
+
+/* Nobody hooks functions into our bursts: there is no other process on a port, and they can't be
+ * asked for. Looking for them costs a tenth of a burst's own instructions. */
+#undef RTE_ETHDEV_RXTX_CALLBACKS
+
 #include "dpdk_int.h"
 
 #include "machnet/stack/core/wire/eth.h"
@@ -87,28 +93,46 @@ void mn_dpdk_leave(struct dpdk_queue *q)
 /* ---- mbufs ----------------------------------------------------------------------------------- */
 
 /* The thread's own share of a pool, NULL: it has none. */
-static inline struct rte_mempool_cache *my_cache(struct rte_mempool *pool)
+static struct rte_mempool_cache *my_cache(struct rte_mempool *pool)
 {
-    return MN_LIKELY(my_lcore < RTE_MAX_LCORE && pool->cache_size != 0)
-               ? &pool->local_cache[my_lcore]
-               : NULL;
+    be_known();
+    return rte_mempool_default_cache(pool, my_lcore);
 }
 
-static MN_NOINLINE struct rte_mbuf *take_from_pool(struct rte_mempool *pool)
+/* What a queue's thread would look up for every packet. */
+static void remember(struct dpdk_queue *q, struct rte_mempool *given)
+{
+    if (q->lcore != my_lcore) {
+        q->lcore = my_lcore;
+        q->taken = my_cache(q->pool);
+        q->given_pool = NULL;
+    }
+    if (given != NULL) {
+        q->given = my_cache(given);
+        q->given_pool = q->given != NULL ? given : NULL;
+    }
+    if (q->taken == NULL) {
+        q->lcore = DPDK_LCORE_NONE;
+    }
+}
+
+static MN_NOINLINE struct rte_mbuf *take_from_pool(struct dpdk_queue *q)
 {
     void *m;
 
     be_known();
-    return rte_mempool_generic_get(pool, &m, 1, my_cache(pool)) == 0 ? m : NULL;
+    remember(q, NULL);
+    return rte_mempool_generic_get(q->pool, &m, 1, my_cache(q->pool)) == 0 ? m : NULL;
 }
 
 /* When the share is full half of it goes, so that the next ones find room, or something to take. */
-static MN_NOINLINE void give_to_pool(struct rte_mempool *pool, void *m)
+static MN_NOINLINE void give_to_pool(struct dpdk_queue *q, struct rte_mempool *pool, void *m)
 {
     struct rte_mempool_cache *cache;
     uint32_t half;
 
     be_known();
+    remember(q, pool);
     cache = my_cache(pool);
     half = cache != NULL && cache->len >= cache->size ? (cache->len + 1) / 2 : 0;
 
@@ -119,51 +143,38 @@ static MN_NOINLINE void give_to_pool(struct rte_mempool *pool, void *m)
     rte_mempool_generic_put(pool, &m, 1, cache);
 }
 
-/* As mbufs lie in a pool: in one piece, of which nobody else has a share. The library's own
- * function fills in a dozen fields, all of which unwrap, or who has received a packet, does. */
-static inline struct rte_mbuf *take_mbuf(struct rte_mempool *pool)
+static MN_NOINLINE void free_other(struct dpdk_queue *q, struct mn_pkt *pkt)
 {
-    struct rte_mempool_cache *cache = my_cache(pool);
+    do {
+        struct rte_mbuf *m = dpdk_mbuf(pkt);
 
-    if (MN_UNLIKELY(cache == NULL || cache->len == 0)) {
-        return take_from_pool(pool);
-    }
-    return cache->objs[--cache->len];
+        pkt = pkt->next;
+        /* What others have a share in is not touched. */
+        if (rte_mbuf_refcnt_read(m) != 1 || !RTE_MBUF_DIRECT(m)) {
+            rte_pktmbuf_free_seg(m);
+            continue;
+        }
+        m->next = NULL;
+        m->nb_segs = 1;
+        give_to_pool(q, m->pool, m);
+    } while (pkt != NULL);
 }
 
-static MN_NOINLINE void give_shared(struct rte_mbuf *m)
+/* Most frames are of one piece, and go where the last one went. */
+static inline void free_frame(struct dpdk_queue *q, struct mn_pkt *pkt)
 {
-    rte_pktmbuf_free_seg(m);
-}
+    struct rte_mbuf *m = dpdk_mbuf(pkt);
+    struct rte_mempool_cache *cache = q->given;
 
-static inline void give_mbuf(struct rte_mbuf *m)
-{
-    struct rte_mempool *pool = m->pool;
-    struct rte_mempool_cache *cache;
-
-    /* What others have a share in is not touched. */
-    if (MN_UNLIKELY(rte_mbuf_refcnt_read(m) != 1 || !RTE_MBUF_DIRECT(m))) {
-        give_shared(m);
+    if (MN_UNLIKELY(q->lcore != my_lcore || m->pool != q->given_pool || pkt->next != NULL ||
+                    rte_mbuf_refcnt_read(m) != 1 || !RTE_MBUF_DIRECT(m) ||
+                    cache->len >= cache->size)) {
+        free_other(q, pkt);
         return;
     }
     m->next = NULL;
     m->nb_segs = 1;
-    cache = my_cache(pool);
-    if (MN_UNLIKELY(cache == NULL || cache->len >= cache->size)) {
-        give_to_pool(pool, m);
-        return;
-    }
     cache->objs[cache->len++] = m;
-}
-
-static void free_pieces(struct mn_pkt *pkt)
-{
-    do {
-        struct mn_pkt *next = pkt->next;
-
-        give_mbuf(dpdk_mbuf(pkt));
-        pkt = next;
-    } while (MN_UNLIKELY(pkt != NULL));
 }
 
 /* ---- receiving ------------------------------------------------------------------------------- */
@@ -209,12 +220,27 @@ static MN_NOINLINE void drop_short(struct dpdk_queue *q, struct rte_mbuf *m)
     rte_pktmbuf_free(m);
 }
 
-/* What is too short for its header is given back; returns how many are left. */
-static __rte_always_inline uint32_t wrap(struct mn_dpdk *d, struct dpdk_queue *q,
-                                         struct mn_pkt **pkts, uint32_t n)
+/* False: it was too short for its header, and is given back. */
+static inline bool wrap_frame(const struct mn_dpdk *d, struct dpdk_queue *q, struct rte_mbuf *m)
+{
+    if (MN_UNLIKELY(m->data_len < MN_ETH_HLEN)) {
+        drop_short(q, m);
+        return false;
+    }
+    wrap_piece(m, m->data_off, m->data_len, csum_mark(d, m));
+    q->counts.rx_bytes += m->pkt_len;
+    q->counts.rx_frames++;
+    if (MN_UNLIKELY(m->next != NULL)) {
+        wrap_more(m, dpdk_pkt(m)->csum);
+    }
+    return true;
+}
+
+/* Returns how many are left. */
+static MN_NOINLINE uint32_t wrap_burst(const struct mn_dpdk *d, struct dpdk_queue *q,
+                                       struct mn_pkt **pkts, uint32_t n)
 {
     const slot *ms = (const slot *)(void *)pkts;
-    uint64_t bytes = 0;
     uint32_t got = 0;
 
     for (uint32_t i = 0; i < n; i++) {
@@ -224,21 +250,27 @@ static __rte_always_inline uint32_t wrap(struct mn_dpdk *d, struct dpdk_queue *q
             rte_prefetch0(dpdk_pkt(ms[i + 1]));
         }
         rte_prefetch0(rte_pktmbuf_mtod(m, void *));
-        if (MN_UNLIKELY(m->data_len < MN_ETH_HLEN)) {
-            drop_short(q, m);
-            continue;
+        if (wrap_frame(d, q, m)) {
+            pkts[got++] = dpdk_pkt(m);
         }
-        bytes += m->pkt_len;
-        wrap_piece(m, m->data_off, m->data_len, csum_mark(d, m));
-        if (MN_UNLIKELY(m->next != NULL)) {
-            wrap_more(m, dpdk_pkt(m)->csum);
-        }
-        pkts[got++] = dpdk_pkt(m);
     }
-    q->counts.rx_bytes += bytes;
-    q->counts.rx_frames += got;
-    q->counts.rx_bursts++;
     return got;
+}
+
+static inline uint32_t wrap(const struct mn_dpdk *d, struct dpdk_queue *q, struct mn_pkt **pkts,
+                            uint32_t n)
+{
+    const slot *ms = (const slot *)(void *)pkts;
+
+    q->counts.rx_bursts++;
+    if (n != 1) {
+        return wrap_burst(d, q, pkts, n);
+    }
+    if (!wrap_frame(d, q, ms[0])) {
+        return 0;
+    }
+    pkts[0] = dpdk_pkt(ms[0]);
+    return 1;
 }
 
 static MN_NOINLINE uint32_t take_stash(struct mn_dpdk *d, struct dpdk_queue *q,
@@ -345,7 +377,7 @@ static MN_NOINLINE uint32_t prepare(struct mn_dpdk *d, uint32_t queue, struct rt
     ok = rte_eth_tx_prepare(d->port, (uint16_t)queue, ms, (uint16_t)n);
     if (MN_UNLIKELY(ok == 0)) {
         d->q[queue].counts.tx_refused++;
-        free_pieces(dpdk_pkt(ms[0]));
+        free_frame(&d->q[queue], dpdk_pkt(ms[0]));
     }
     return ok;
 }
@@ -394,7 +426,16 @@ static inline uint32_t tx_some(struct mn_dpdk *d, struct dpdk_queue *q, uint32_t
     return sent;
 }
 
-static MN_NOINLINE uint32_t tx_rest(struct mn_dpdk *d, struct dpdk_queue *q, uint32_t queue,
+static MN_NOINLINE uint32_t tx_nowhere(struct dpdk_queue *q, struct mn_pkt **pkts, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        free_frame(q, pkts[i]);
+    }
+    q->counts.tx_down += n;
+    return n;
+}
+
+static MN_NOINLINE uint32_t tx_many(struct mn_dpdk *d, struct dpdk_queue *q, uint32_t queue,
                                     struct mn_pkt **pkts, uint32_t n)
 {
     uint32_t done = 0;
@@ -410,13 +451,21 @@ static MN_NOINLINE uint32_t tx_rest(struct mn_dpdk *d, struct dpdk_queue *q, uin
     return done;
 }
 
-static MN_NOINLINE uint32_t tx_nowhere(struct dpdk_queue *q, struct mn_pkt **pkts, uint32_t n)
+/* One frame of one piece, of which nothing is left to do: what goes out where answers are waited
+ * for. */
+static inline uint32_t tx_one(struct mn_dpdk *d, struct dpdk_queue *q, uint32_t queue,
+                              const struct mn_pkt *pkt, struct rte_mbuf *m)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        free_pieces(pkts[i]);
-    }
-    q->counts.tx_down += n;
-    return n;
+    uint32_t len = pkt->len;
+    uint32_t sent;
+
+    unwrap(pkt, m);
+    sent = rte_eth_tx_burst(d->port, (uint16_t)queue, &m, 1);
+    q->counts.tx_full += 1 - sent;
+    q->counts.tx_frames += sent;
+    q->counts.tx_bytes += sent * len;
+    q->counts.tx_bursts++;
+    return sent;
 }
 
 static uint32_t dpdk_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt **pkts, uint32_t n)
@@ -428,9 +477,10 @@ static uint32_t dpdk_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
     if (MN_UNLIKELY(!enter(d, q))) {
         return tx_nowhere(q, pkts, n);
     }
-    done = tx_some(d, q, queue, pkts, n < DPDK_BURST_MAX ? n : DPDK_BURST_MAX);
-    if (MN_UNLIKELY(done < n) && done != 0) {
-        done += tx_rest(d, q, queue, pkts + done, n - done);
+    if (n == 1 && pkts[0]->csum == MN_CSUM_NONE && pkts[0]->next == NULL) {
+        done = tx_one(d, q, queue, pkts[0], dpdk_mbuf(pkts[0]));
+    } else {
+        done = tx_many(d, q, queue, pkts, n);
     }
     leave(q);
     return done;
@@ -438,28 +488,43 @@ static uint32_t dpdk_tx_burst(struct mn_nic *nic, uint32_t queue, struct mn_pkt 
 
 /* ---- packets --------------------------------------------------------------------------------- */
 
-static struct mn_pkt *dpdk_pkt_alloc(struct mn_nic *nic, uint32_t queue, uint32_t size)
+static inline struct mn_pkt *empty_pkt(struct rte_mbuf *m)
 {
-    struct mn_dpdk *d = (struct mn_dpdk *)nic;
-    struct rte_mbuf *m;
-
-    if (MN_UNLIKELY(size > d->data_room)) {
-        return NULL;
-    }
-    m = take_mbuf(d->q[queue].pool);
-    if (MN_UNLIKELY(m == NULL)) {
-        d->q[queue].counts.no_mbuf++;
-        return NULL;
-    }
     wrap_piece(m, RTE_PKTMBUF_HEADROOM, 0, MN_CSUM_NONE);
     return dpdk_pkt(m);
 }
 
+static MN_NOINLINE struct mn_pkt *alloc_other(struct dpdk_queue *q)
+{
+    struct rte_mbuf *m = take_from_pool(q);
+
+    if (m == NULL) {
+        q->counts.no_mbuf++;
+        return NULL;
+    }
+    return empty_pkt(m);
+}
+
+/* As mbufs lie in a pool: in one piece, of which nobody else has a share. The library's own
+ * function fills in a dozen fields, all of which unwrap, or who has received a packet, does. */
+static struct mn_pkt *dpdk_pkt_alloc(struct mn_nic *nic, uint32_t queue, uint32_t size)
+{
+    struct mn_dpdk *d = (struct mn_dpdk *)nic;
+    struct dpdk_queue *q = &d->q[queue];
+    struct rte_mempool_cache *cache = q->taken;
+
+    if (MN_UNLIKELY(size > d->data_room)) {
+        return NULL;
+    }
+    if (MN_UNLIKELY(q->lcore != my_lcore || cache->len == 0)) {
+        return alloc_other(q);
+    }
+    return empty_pkt(cache->objs[--cache->len]);
+}
+
 static void dpdk_pkt_free(struct mn_nic *nic, uint32_t queue, struct mn_pkt *pkt)
 {
-    (void)nic;
-    (void)queue;
-    free_pieces(pkt);
+    free_frame(&((struct mn_dpdk *)nic)->q[queue], pkt);
 }
 
 const struct mn_nic_ops mn_dpdk_ops = {

@@ -16,6 +16,7 @@
 
 #define DPDK_QUEUES_MAX   16u
 #define DPDK_BURST_MAX    32u
+#define DPDK_LCORE_NONE   (LCORE_ID_ANY - 1)
 #define DPDK_MISSING_MAX  8u
 #define DPDK_MISSING_TEXT 96u
 /* A cache line, so that the frame begins at one too. */
@@ -54,6 +55,11 @@ struct dpdk_queue {
     uint32_t n_stash; /* frames that came in while it was going to sleep */
     uint32_t stash_at;
     struct rte_mempool *pool;
+    /* Of the thread that EAL calls lcore: its shares of the pool that packets are taken from, and
+     * of the one that the last was given back to. */
+    uint32_t lcore;
+    struct rte_mempool_cache *taken, *given;
+    struct rte_mempool *given_pool;
     struct dpdk_counts counts;
     struct rte_mbuf *stash[DPDK_BURST_MAX];
     /* Sleeping. */

@@ -134,6 +134,7 @@ static int make_pools(struct mn_dpdk *d, const struct rte_eth_dev_info *info,
             continue; /* the port was away, and has its pools still */
         }
         (void)snprintf(name, sizeof(name), "mn_%u", number++);
+        d->q[i].lcore = DPDK_LCORE_NONE;
         d->q[i].pool = rte_pktmbuf_pool_create(name, d->pool_mbufs, cache, DPDK_PRIV_BYTES,
                                                (uint16_t)(room + RTE_PKTMBUF_HEADROOM), d->socket);
         if (d->q[i].pool == NULL) {

@@ -8,6 +8,7 @@ import errno
 import functools
 import select
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from dpdk_kit import KERNEL_IP, OUR_IP, packet_socket, wait_for
@@ -211,6 +212,33 @@ def test_a_port_that_is_closed_with_frames_held(veth):
     port.close()
     with contextlib.closing(dpdk.open_port(veth.name)) as port:
         assert NicHandle(port.native).arm()
+
+
+def test_threads_take_turns_on_a_port():
+    near, far = dpdk.ring_pair(slots=64)
+    with contextlib.closing(near), contextlib.closing(far):
+        ends = NicHandle(near.native), NicHandle(far.native)
+
+        def both_ways() -> list[list[int]]:
+            """What each end has received: it gives the packets back to the pool of the other."""
+            seen: list[list[int]] = [[], []]
+            for first in range(0, 900, 30):
+                for i in range(first, first + 30):
+                    ends[0].send(frame(i))
+                    ends[1].send(frame(i))
+                for got, nic in zip(seen, ends, strict=True):
+                    got += numbers(nic)
+            return seen
+
+        # Each thread has shares of the pools, one that ends leaves them to the next.
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as two:
+            for thread in (one, two, one):
+                assert thread.submit(both_ways).result() == [[*range(900)]] * 2
+        assert both_ways() == [[*range(900)]] * 2
+        for port in (near, far):
+            stats = port.stats()
+            assert stats["mbufs_free"] == stats["mbufs"]
+            assert stats["no_mbuf"] == 0
 
 
 @pytest.mark.parametrize("first", [0, 1])
