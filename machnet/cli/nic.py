@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from machnet.dpdk.bind import Machine, bind, unbind
+from machnet.dpdk.bind import Machine, bind, unbind, used_for
 from machnet.dpdk.devices import Device, inventory
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -37,17 +37,25 @@ def _reporting() -> Iterator[None]:
         sys.exit(1)
 
 
-def _use(device: Device) -> str:
-    """What to say to run on it."""
+def _in_use(device: Device, machine: Machine) -> list[str]:
+    """Why the kernel can't do without it; nothing of one that nobody would take from the kernel."""
+    if device.state != "kernel" or not device.address:
+        return []
+    return used_for(device, machine)
+
+
+def _use(device: Device, in_use: list[str]) -> str:
+    """What to say to run on it; "-": nothing would help."""
     if not device.why_not:
         return f"machnet run --nic {device.name}"
-    if device.state == "userspace" or not device.address:
+    if device.state == "userspace" or not device.address or in_use:
         return "-"
     return f"machnet nic bind {device.name}"
 
 
-def _row(device: Device) -> dict[str, Any]:
+def _row(device: Device, machine: Machine) -> dict[str, Any]:
     """As JSON; None and empty lists stand for what there is not, or what is not known."""
+    in_use = _in_use(device, machine)
     owner = device.record.owner if device.record is not None else None
     return {
         "name": device.name,
@@ -65,11 +73,12 @@ def _row(device: Device) -> dict[str, Any]:
         "iommu_group": device.iommu_group,
         "bound_for_pid": owner.pid if owner is not None else None,
         "why_not": device.why_not or None,
-        "use": _use(device),
+        "in_use": in_use,
+        "use": _use(device, in_use),
     }
 
 
-def _table(devices: list[Device]) -> None:
+def _table(devices: list[Device], machine: Machine) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -81,6 +90,7 @@ def _table(devices: list[Device]) -> None:
     for title in ("Interface", "Address", "Device", "Driver", "Belongs to", "NUMA", "To use it"):
         table.add_column(title, overflow="fold")
     for device in devices:
+        in_use = _in_use(device, machine)
         former = f"({', '.join(device.former)})" if device.former else "-"
         table.add_row(
             ", ".join(device.interfaces) or former,
@@ -89,7 +99,7 @@ def _table(devices: list[Device]) -> None:
             device.driver or "-",
             _STATES[device.state],
             "-" if device.numa_node is None else str(device.numa_node),
-            _use(device),
+            f"- (the kernel uses it: {', '.join(in_use)})" if in_use else _use(device, in_use),
         )
     console.print(table)
 
@@ -110,6 +120,9 @@ def main() -> None:
 def list_(ctx: click.Context, *, as_json: bool) -> None:
     """List the NICs, whose they are, and what to say to use them.
 
+    One that the kernel uses (it carries the default route, has an address, or is a port of a bridge) is
+    not offered: bind refuses it.
+
     A name in parentheses is the one that the kernel had for a NIC before it was bound; it is still good
     as a name here.
 
@@ -118,9 +131,9 @@ def list_(ctx: click.Context, *, as_json: bool) -> None:
     machine = ctx.ensure_object(Machine)
     devices = [one for one in inventory(machine.sysfs, machine.run) if one.name != "lo"]
     if as_json:
-        print(json.dumps([_row(device) for device in devices], indent=1))
+        print(json.dumps([_row(device, machine) for device in devices], indent=1))
     elif devices:
-        _table(devices)
+        _table(devices, machine)
     else:
         print("There are no NICs.")
 

@@ -27,7 +27,7 @@ from machnet.dpdk.records import RUN, Former, Owner, Record, forget, load_all, o
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["Machine", "bind", "unbind", "users"]
+__all__ = ["Machine", "bind", "unbind", "used_for", "users"]
 
 _NO_IOMMU = (
     "vfio-pci needs an IOMMU, and the kernel has none for this NIC (VT-d or AMD-Vi in the firmware's "
@@ -122,8 +122,18 @@ def _check_permission(device: Device, machine: Machine) -> None:
     _refuse(errno.EROFS, device, f"{path} can't be written, as in a container; bind it outside")
 
 
-def _check_use(device: Device, interfaces: tuple[Former, ...], machine: Machine) -> None:
-    """Refuse to take away what this machine needs."""
+def used_for(device: Device, machine: Machine | None = None) -> list[str]:
+    """Why `bind` would not take a NIC from the kernel: what the kernel uses it for.
+
+    Args:
+        device: The NIC.
+        machine: Where things are.
+    """
+    machine = machine or Machine()
+    return _uses(device, _interfaces(device, machine), machine)
+
+
+def _uses(device: Device, interfaces: tuple[Former, ...], machine: Machine) -> list[str]:
     reasons = []
     for one in interfaces:
         if one.name in device.interfaces and not machine.links.here(one.name):
@@ -134,6 +144,12 @@ def _check_use(device: Device, interfaces: tuple[Former, ...], machine: Machine)
         master = Path(machine.sysfs) / "class/net" / one.name / "master"
         if master.is_symlink():
             reasons.append(f"it is a port of {master.readlink().name}")
+    return reasons
+
+
+def _check_use(device: Device, interfaces: tuple[Former, ...], machine: Machine) -> None:
+    """Refuse to take away what this machine needs."""
+    reasons = _uses(device, interfaces, machine)
     if reasons:
         _refuse(
             errno.EBUSY,

@@ -92,9 +92,27 @@ def test_list_as_json(tree: FakeSysfs, machine: Machine) -> None:
         "bound_for_pid": None,
         "why_not": "the kernel has it (e1000): `machnet nic bind eth1` takes it from there, --bind for the "
         "time of one run",
+        "in_use": [],
         "use": "machnet nic bind eth1",
     }
     assert found["veth0"]["why_not"] is None
+
+
+def test_list_does_not_offer_what_bind_refuses(tree: FakeSysfs, machine: Machine) -> None:
+    tree.load("uio_pci_generic")
+    machine.links.default.add("eth1")
+    machine.links.known["eth1"] = Former("eth1", "52:54:00:00:00:02", addresses=("10.0.0.1/24",))
+    (tree.sys / "class/net/eth1/master").symlink_to("../../class/net/br0")
+    uses = ["it carries the default route", "it has the address 10.0.0.1/24", "it is a port of br0"]
+    told = f"the kernel uses it: {', '.join(uses)}"
+    assert rows(machine)[0] == f"eth1 {NIC} 8086:100e Intel e1000 kernel 0 - ({told})"
+    found = json.loads(run(machine, "list", "--json").stdout)
+    assert [row["in_use"] for row in found] == [uses, [], [], [], []]
+    assert found[0]["use"] == "-"
+    assert told in run(machine, "bind", "eth1").stderr
+    # Once it is bound nothing of it is in use.
+    assert run(machine, "bind", "--force", "eth1").exit_code == 0
+    assert rows(machine)[0].endswith("machnet run --nic eth1")
 
 
 def test_list_says_for_whose_run_a_nic_is_bound(tree: FakeSysfs, machine: Machine) -> None:
