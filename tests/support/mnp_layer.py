@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """mnp as scapy sees it: an oracle for tests, written down a third time.
 
-scapy (GPL-2.0-only) is imported by `layer` alone, when a test asks for it.
+scapy (GPL-2.0-only) is imported inside functions, when a test asks for `layer`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,46 @@ def layer() -> Any:
     from scapy.fields import (
         BitField,
         ByteEnumField,
-        ByteField,
-        FieldListField,
         FlagsField,
         IntField,
         LongField,
         ShortField,
-        StrFixedLenField,
         XShortField,
     )
+    from scapy.packet import Packet
+
+    views = _views()
+
+    class Mnp(Packet):  # type: ignore[misc]
+        """The header of 54 bytes."""
+
+        name = "mnp"
+        fields_desc = [  # noqa: RUF012 (scapy's way)
+            XShortField("magic", 0x4E53),
+            ByteEnumField("net_flags", 0, NET_FLAGS),
+            FlagsField("msg_flags", 0, 8, MSG_FLAGS),
+            IntField("seqno", 0),
+            IntField("ackno", 0),
+            BitField("sack_bitmap", 0, 256),
+            ShortField("sack_bitmap_count", 0),
+            LongField("timestamp1", 0),
+        ]
+
+        def extended(self) -> Any:
+            """Bytes 12 to 53 as extended mode has them."""
+            return views[self.net_flags](bytes(self)[12:54])
+
+    return Mnp
+
+
+def _views() -> dict[int, Any]:
+    """Layers of what extended mode has from offset 12 on, by net_flags."""
+    offer, sack = _offer(), _sack()
+    return {0x00: _data(), 0x01: offer, 0x02: sack, 0x03: offer, 0x04: sack, 0x80: _reset()}
+
+
+def _offer() -> Any:
+    from scapy.fields import ByteField, FlagsField, IntField, ShortField, StrFixedLenField
     from scapy.packet import Packet
 
     flags = [*FEATURES, *(f"b{i}" for i in range(len(FEATURES), 16))]
@@ -55,6 +86,13 @@ def layer() -> Any:
             IntField("tsecr", 0),
         ]
 
+    return MnpOffer
+
+
+def _sack() -> Any:
+    from scapy.fields import FieldListField, IntField, LongField, ShortField
+    from scapy.packet import Packet
+
     class MnpSack(Packet):  # type: ignore[misc]
         """ACK and FIN of extended mode, from offset 12 on."""
 
@@ -71,6 +109,13 @@ def layer() -> Any:
             bits = sum(word << 64 * i for i, word in enumerate(self.words))
             return [(ackno + 1 + i) % 2**32 for i in range(256) if bits >> i & 1]
 
+    return MnpSack
+
+
+def _data() -> Any:
+    from scapy.fields import IntField, ShortField, StrFixedLenField
+    from scapy.packet import Packet
+
     class MnpData(Packet):  # type: ignore[misc]
         """DATA of extended mode, from offset 12 on."""
 
@@ -83,6 +128,13 @@ def layer() -> Any:
             IntField("tsecr", 0),
         ]
 
+    return MnpData
+
+
+def _reset() -> Any:
+    from scapy.fields import IntField, StrFixedLenField
+    from scapy.packet import Packet
+
     class MnpReset(Packet):  # type: ignore[misc]
         """RST of extended mode, from offset 12 on."""
 
@@ -94,36 +146,7 @@ def layer() -> Any:
             IntField("tsecr", 0),
         ]
 
-    views = {
-        0x00: MnpData,
-        0x01: MnpOffer,
-        0x02: MnpSack,
-        0x03: MnpOffer,
-        0x04: MnpSack,
-        0x80: MnpReset,
-    }
-
-    class Mnp(Packet):  # type: ignore[misc]
-        """The header of 54 bytes."""
-
-        name = "mnp"
-        fields_desc = [  # noqa: RUF012
-            XShortField("magic", 0x4E53),
-            ByteEnumField("net_flags", 0, NET_FLAGS),
-            FlagsField("msg_flags", 0, 8, MSG_FLAGS),
-            IntField("seqno", 0),
-            IntField("ackno", 0),
-            BitField("sack_bitmap", 0, 256),
-            ShortField("sack_bitmap_count", 0),
-            LongField("timestamp1", 0),
-        ]
-
-        def extended(self) -> Any:
-            """Bytes 12 to 53 as extended mode has them."""
-            return views[self.net_flags](bytes(self)[12:54])
-
-    Mnp.views = views
-    return Mnp
+    return MnpReset
 
 
 def frame(path: Any, packet: Any, payload: bytes = b"") -> bytes:
