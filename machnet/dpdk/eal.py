@@ -20,6 +20,7 @@ import threading
 from pathlib import Path
 from typing import Any, Literal
 
+from machnet.dpdk.rehearsal import survives
 from machnet.stack.cpus import usable_cpus
 
 __all__ = [
@@ -358,6 +359,13 @@ def start() -> Any:
         huge = _use_huge(wanted)
         args = arguments(wanted, huge=huge)
         log.debug("EAL: %s", " ".join(args))
+        if wanted.args and not survives(args):
+            _failed = EalError(
+                errno.EINVAL,
+                "EAL did not start: it ends a process that gives it such arguments; "
+                f"its arguments were {' '.join(args[1:])}",
+            )
+            raise _failed
         ffi, lib = module.ffi, module.lib
         kept = [ffi.new("char[]", os.fsencode(arg)) for arg in args]
         text = ffi.new("char[]", lib.MN_DPDK_ERR_BYTES)

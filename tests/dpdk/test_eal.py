@@ -204,6 +204,7 @@ def test_settings_when_it_runs_already():
     ("settings", "code", "said"),
     [
         ("huge=off,args=--no-such-option", errno.EINVAL, "its arguments were"),
+        ("huge=off,args=--help", errno.EINVAL, "it ends a process"),
         ("huge=on,memory_mb=900000", errno.ENOMEM, "free huge pages"),
     ],
 )

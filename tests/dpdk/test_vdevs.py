@@ -200,7 +200,17 @@ def read_pcap(path: Path) -> list[bytes]:
     return frames
 
 
-def test_answers_to_a_capture(tmp_path):
+FROM_CAPTURE = "net_pcap0,rx_pcap=in,tx_pcap=out"
+
+
+@pytest.fixture
+def captures(tmp_path, monkeypatch):
+    """The directory of `FROM_CAPTURE`: DPDK 25.11 takes 128 characters, pytest's paths are long."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_answers_to_a_capture(captures):
     ends = {"eth_src": THEIRS, "eth_dst": OURS, "src": ONE, "dst": TWO}
     asked = [
         arp(1, eth_src=THEIRS, sender_mac=THEIRS, sender_ip=ONE, target_ip=TWO).build(),
@@ -208,14 +218,13 @@ def test_answers_to_a_capture(tmp_path):
         tcp("S", sport=1000, dport=7, seq=5, **ends).build(),
         udp(b"nobody listens", sport=9, dport=9, **ends).build(),
     ]
-    write_pcap(tmp_path / "in", asked)
-    rest = f"net_pcap0,rx_pcap={tmp_path}/in,tx_pcap={tmp_path}/out"
-    port = dpdk.open_port(rest, mac=OURS)
+    write_pcap(captures / "in", asked)
+    port = dpdk.open_port(FROM_CAPTURE, mac=OURS)
     with machnet.Stack(port, ip=f"{TWO}/24", thread=True):
         wait_for(lambda: port.stats()["tx_frames"] >= 4)
         assert port.stats()["rx_frames"] == 4
     port.close()
-    answers = [Packet(frame) for frame in read_pcap(tmp_path / "out")]
+    answers = [Packet(frame) for frame in read_pcap(captures / "out")]
     assert not [answer.error for answer in answers if answer.error]
     kinds = [answer.summary() for answer in answers]
     wanted = (
@@ -229,15 +238,13 @@ def test_answers_to_a_capture(tmp_path):
         assert want in kind
 
 
-def test_frames_longer_than_a_buffer_are_chained(tmp_path):
+def test_frames_longer_than_a_buffer_are_chained(captures):
     frames = [
         bytes.fromhex("02000000000202000000000188b5") + os.urandom(n)
         for n in (46, 2034, 2035, 8986)
     ]
-    write_pcap(tmp_path / "in", frames)
-    with contextlib.closing(
-        dpdk.open_port(f"net_pcap0,rx_pcap={tmp_path}/in,tx_pcap={tmp_path}/out")
-    ) as port:
+    write_pcap(captures / "in", frames)
+    with contextlib.closing(dpdk.open_port(FROM_CAPTURE)) as port:
         nic = NicHandle(port.native)
         got = [nic.recv_meta() for _ in frames]
         assert [one[0] for one in got] == frames
@@ -246,7 +253,7 @@ def test_frames_longer_than_a_buffer_are_chained(tmp_path):
         nic.send(frames[0] + bytes(900), Meta(pieces=4))
         stats = port.stats()
         assert stats["mbufs_free"] == stats["mbufs"]
-    assert read_pcap(tmp_path / "out") == [frames[0] + bytes(900)]
+    assert read_pcap(captures / "out") == [frames[0] + bytes(900)]
 
 
 def test_jumbo_frames_with_the_kernel():
