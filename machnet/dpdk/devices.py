@@ -18,7 +18,17 @@ from pathlib import Path
 
 from machnet.dpdk.records import RUN, Former, Record, load_all
 
-__all__ = ["BIFURCATED", "SYSFS", "USERSPACE", "Device", "Target", "find", "inventory", "resolve"]
+__all__ = [
+    "BIFURCATED",
+    "SYSFS",
+    "USERSPACE",
+    "Device",
+    "Target",
+    "driver_of",
+    "find",
+    "inventory",
+    "resolve",
+]
 
 SYSFS = "/sys"
 #: Kernel drivers that leave a NIC to the kernel and let DPDK use it too.
@@ -491,6 +501,11 @@ def resolve(
     return Target(f"{_bus_name(device)}{comma}{args}", mac=wanted, device=device)
 
 
+def driver_of(name: str) -> str:
+    """The driver of a virtual device: its name less its number."""
+    return name.rstrip("0123456789")
+
+
 def _bus_name(device: Device) -> str:
     return device.address if device.bus == "pci" else f"{device.bus}:{device.address}"
 
@@ -503,7 +518,7 @@ def _virtual_device(
     name: str, args: str, devices: list[Device], sysfs: str, queues: int, mtu: int | None
 ) -> Target:
     given = dict(part.partition("=")[::2] for part in args.split(",") if part)
-    driver = name.rstrip("0123456789")
+    driver = driver_of(name)
     if driver not in {"net_af_packet", "eth_af_packet", "net_af_xdp"}:
         return Target(f"{name},{args}" if args else name)
     interface = given.get("iface", "")

@@ -386,9 +386,14 @@ def start() -> Any:
         return module
 
 
+#: What EAL adds to the driver's own words, and says nothing new.
+_ECHOES = ("EAL: Driver cannot attach the device", "EAL: Failed to attach device on primary")
+
+
 def error(code: int, text: str, remedy: str | None = None) -> EalError:
     """An exception that says what happened, what DPDK logged about it, and what helps."""
     said = [line for level, line in drain_log() if level <= LOG_LEVELS["warning"][0]]
+    said = [line for line in said if not line.startswith(_ECHOES)]
     parts = [text, *dict.fromkeys(said[-4:])]
     if remedy is not None:
         parts.append(remedy)

@@ -11,13 +11,14 @@ import logging
 import os
 import socket
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi as native_ffi
 from machnet.dpdk import eal
 from machnet.dpdk.eal import EalError
 from machnet.dpdk.forrun import prepare
+from machnet.dpdk.ranges import DESCRIPTORS, POOL_MBUFS
+from machnet.dpdk.refusals import REMEDIES, not_plugged_in, refusal
 from machnet.stack.names import format_mac, parse_mac
 from machnet.stack.nics import Nic
 
@@ -35,18 +36,20 @@ _MTU_DEFAULT = 1500
 _SIOCGIFMTU = 0x8921
 _WAKES = {0: "timer", 1: "descriptor", 2: "interrupt"}
 
-#: Numbers that may be given, with their least and their greatest value; of descriptors and packets 0
-#: is the usual number. A driver may take less.
+#: Numbers that may be given, with their least and their greatest value. A driver may take less.
 _RANGES = {
     "mtu": (68, 65279),
     "queues": (1, 16),
-    "rx_desc": (0, 65535),
-    "tx_desc": (0, 65535),
-    "pool_mbufs": (0, 1 << 20),
+    "rx_desc": DESCRIPTORS,
+    "tx_desc": DESCRIPTORS,
+    "pool_mbufs": POOL_MBUFS,
     "nap_max_us": (0, 1_000_000),
     "frame_room": (0, 65344),
     "slots": (2, 1 << 20),
 }
+
+#: Those of which 0 is the usual number.
+_OR_USUAL = frozenset({"rx_desc", "tx_desc", "pool_mbufs"})
 
 log = logging.getLogger("machnet.dpdk")
 #: Numbers of the virtual devices that are made for interfaces of the kernel.
@@ -97,7 +100,7 @@ class Port(Nic):
             said = self._ffi.string(text).decode(errors="replace")
             if rc == -errno.EINVAL and said.partition(":")[0] in _RANGES:
                 raise ValueError(said)
-            raise _refusal(-rc, f"{name}: {said}")
+            raise refusal(-rc, name, said)
         self._port = self._ffi.gc(out[0], self._lib.mn_dpdk_close)
         # The same pointer, as the other extension module knows it.
         address = int(self._ffi.cast("uintptr_t", out[0]))
@@ -183,20 +186,6 @@ class Port(Nic):
         self._held = held
 
 
-#: What helps when a port can't be opened.
-_REMEDIES = {
-    errno.ENOMEM: "more memory: free huge pages (sysctl vm.nr_hugepages=512), a larger memory_mb, or "
-    "fewer descriptors",
-    errno.EACCES: "DPDK needs root, or access to the device",
-    errno.EPERM: "DPDK needs root, or CAP_NET_RAW for net_af_packet and CAP_NET_ADMIN for others",
-    errno.EBUSY: "another program has the device",
-    errno.EEXIST: "this process has it already: several engines take one port with several queues",
-}
-
-#: Of CAP_NET_ADMIN and CAP_NET_RAW, in what /proc says of a process.
-_NETWORK_CAPABILITIES = 1 << 12 | 1 << 13
-
-
 def _check(**values: Any) -> None:
     for name, value in values.items():
         if name == "mac" and value is not None:
@@ -205,24 +194,11 @@ def _check(**values: Any) -> None:
                 raise ValueError(f"mac: {value} is no address of a host")
         elif name in _RANGES and value is not None:
             least, most = _RANGES[name]
-            if not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(f"{name}: {value!r} is not a number within {least} to {most}")
-
-
-def _may_use_network() -> bool:
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("CapEff:"):
-            held = int(line.split()[1], 16)
-            return held & _NETWORK_CAPABILITIES == _NETWORK_CAPABILITIES
-    return False
-
-
-def _refusal(code: int, text: str) -> EalError:
-    # Most drivers return -1, which is EPERM, whatever is wrong.
-    if code == errno.EPERM and _may_use_network():
-        code = errno.EINVAL
-        text = text.removesuffix(f": {os.strerror(errno.EPERM)}")
-    return eal.error(code, text, _REMEDIES.get(code))
+            usual = name in _OR_USUAL
+            if isinstance(value, int) and (least <= value <= most or (usual and value == 0)):
+                continue
+            more = ", nor 0, the usual number" if usual else ""
+            raise ValueError(f"{name}: {value!r} is not a number within {least} to {most}{more}")
 
 
 _warned: set[tuple[str, str]] = set()
@@ -234,8 +210,12 @@ def _warn_once(driver: str, what: str) -> None:
         log.info("%s: %s", driver, what)
 
 
-def plug_in(devargs: str) -> list[int]:
+def plug_in(devargs: str, name: str) -> list[int]:
     """Plug a device in: the numbers of its ports.
+
+    Args:
+        devargs: What DPDK is to probe.
+        name: What the user called it.
 
     Raises:
         EalError: EAL does not run, or no driver takes it.
@@ -247,7 +227,7 @@ def plug_in(devargs: str) -> list[int]:
     rc = lib.mn_dpdk_probe(os.fsencode(devargs), ports, _PORTS_MAX, text, lib.MN_DPDK_ERR_BYTES)
     if rc < 0:
         said = ffi.string(text).decode(errors="replace")
-        raise _refusal(-rc, said or devargs)
+        raise not_plugged_in(-rc, name, devargs, said)
     eal.drain_log()
     return [int(ports[i]) for i in range(rc)]
 
@@ -292,7 +272,7 @@ def ring_pair(
         said = ffi.string(text).decode(errors="replace")
         if rc == -errno.EINVAL:
             raise ValueError(said)
-        raise eal.error(-rc, said, _REMEDIES.get(-rc))
+        raise eal.error(-rc, said, REMEDIES.get(-rc))
     opened: list[Port] = []
     macs: Sequence[str | None] = options.pop("macs", ("02:4d:4e:00:00:01", "02:4d:4e:00:00:02"))
     try:
@@ -326,8 +306,8 @@ def open_port(
         queues: That would be useful, 1 to 16; a port that has fewer gives one.
         bind: A NIC that the kernel has is taken from it for the run, and given back at the end, also
             after a crash; so it is, too, with MACHNET_DPDK_BIND=1 in the environment.
-        options: ``rx_desc``, ``tx_desc`` (descriptors of a queue), ``pool_mbufs`` (packets of a queue's
-            pool), ``nap_max_us`` (longest nap on a port that can't wake a sleeper, 1000), ``mac``, ``offload``
+        options: ``rx_desc``, ``tx_desc`` (descriptors of a queue, 32 to 32768; 0: the driver's choice),
+            ``pool_mbufs`` (packets of a queue's pool, 256 to 1048576; 0: what its descriptors need), ``nap_max_us`` (longest nap on a port that can't wake a sleeper, 1000), ``mac``, ``offload``
             (False: checksums in software), and ``frame_room`` (bytes that a buffer has at least).
 
     Raises:
@@ -361,7 +341,7 @@ def open_port(
 def _plug_in_target(target: Target, rest: str) -> int:
     """The number of the port that is meant; nothing else stays plugged in."""
     for devargs in (target.devargs,) if target.devargs else target.candidates:
-        ports = plug_in(devargs)
+        ports = plug_in(devargs, f"dpdk:{rest}")
         for port in ports:
             if target.mac is None or port_mac(port) == target.mac:
                 return port

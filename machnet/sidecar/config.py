@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from machnet.config import ChannelSettings, Settings
+from machnet.dpdk.ranges import DESCRIPTORS, POOL_MBUFS
 from machnet.sidecar.checks import check_controller, check_dpdk, check_nics
 from machnet.stack.cpus import usable_cpus
 
@@ -89,9 +90,9 @@ class NicConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cpu_mask: Annotated[str, Meta(description="a mask of CPUs, such as 0x3")] | int | None = None
     poll: Literal["adaptive", "busy"] = "adaptive"
     spin_us: Annotated[int, Meta(ge=0, le=1_000_000, description="us")] = 50
-    rx_desc: Annotated[int, Meta(ge=32, le=32768, description="descriptors")] | None = None
-    tx_desc: Annotated[int, Meta(ge=32, le=32768, description="descriptors")] | None = None
-    pool_mbufs: Annotated[int, Meta(ge=256, le=1 << 22, description="packets")] | None = None
+    rx_desc: Annotated[int, Meta(ge=DESCRIPTORS[0], le=DESCRIPTORS[1], description="descriptors")] | None = None
+    tx_desc: Annotated[int, Meta(ge=DESCRIPTORS[0], le=DESCRIPTORS[1], description="descriptors")] | None = None
+    pool_mbufs: Annotated[int, Meta(ge=POOL_MBUFS[0], le=POOL_MBUFS[1], description="packets")] | None = None
     settings: Settings = msgspec.field(default_factory=Settings)
     # fmt: on
 

@@ -15,6 +15,7 @@ from dpdk_kit import KERNEL_IP, OUR_IP, packet_socket, wait_for
 
 import machnet
 from machnet import dpdk
+from machnet.dpdk import port as port_module
 from machnet.testing.nic import NicHandle
 
 HEAD = bytes.fromhex("02000000000202000000000188b5")
@@ -33,6 +34,12 @@ print("done")
 
 def frame(number: int, size: int = 60) -> bytes:
     return (HEAD + number.to_bytes(4, "big")).ljust(size, b"\xaa")
+
+
+@pytest.fixture
+def _small_pools(monkeypatch):
+    """A pool that runs dry at once is smaller than any that may be asked for."""
+    monkeypatch.setitem(port_module._RANGES, "pool_mbufs", (1, 1 << 20))
 
 
 def numbers(nic: NicHandle) -> list[int]:
@@ -171,6 +178,7 @@ def test_a_full_transmit_ring_holds_up_and_loses_nothing():
         assert stats["mbufs_free"] == stats["mbufs"]
 
 
+@pytest.mark.usefixtures("_small_pools")
 def test_a_pool_that_runs_dry(veth):
     with contextlib.closing(dpdk.open_port(veth.name, pool_mbufs=16)) as port:
         nic, sock = NicHandle(port.native), packet_socket(veth.namespace)
@@ -190,6 +198,7 @@ def test_a_pool_that_runs_dry(veth):
         assert stats["mbufs_free"] == stats["mbufs"] == 16
 
 
+@pytest.mark.usefixtures("_small_pools")
 def test_a_connection_on_a_pool_that_runs_dry(veth):
     with contextlib.closing(dpdk.open_port(veth.name, pool_mbufs=24)) as port:
         with echoing(veth, port) as (_, ch, flow):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from dpdk_kit import need_root
 
 from machnet import dpdk
 from machnet.dpdk import EalError
+from machnet.sidecar.config import ConfigError, parse_config
 
 SANITIZED = "MACHNET_TEST_SANITIZED" in os.environ
 
@@ -48,8 +50,11 @@ def descriptors() -> list[str]:
         ({"mtu": 67}, "mtu: 67 is not a number within 68 to 65279"),
         ({"mtu": 65280}, "mtu: 65280 is not"),
         ({"mtu": -1}, "mtu: -1 is not"),
-        ({"rx_desc": 65536}, "rx_desc: 65536 is not a number within 0 to 65535"),
+        ({"rx_desc": 7}, "rx_desc: 7 is not a number within 32 to 32768, nor 0, the usual number"),
+        ({"rx_desc": 32769}, "rx_desc: 32769 is not"),
         ({"tx_desc": -1}, "tx_desc: -1 is not"),
+        ({"tx_desc": 31}, "tx_desc: 31 is not"),
+        ({"pool_mbufs": 255}, "pool_mbufs: 255 is not a number within 256 to 1048576, nor 0"),
         ({"pool_mbufs": (1 << 20) + 1}, "pool_mbufs: 1048577 is not"),
         ({"nap_max_us": 1_000_001}, "nap_max_us: 1000001 is not"),
         ({"mac": "01:00:00:00:00:01"}, "mac: 01:00:00:00:00:01 is no address of a host"),
@@ -64,6 +69,16 @@ def test_a_wrong_value_is_named_with_what_is_accepted(value, said):
         with pytest.raises(ValueError, match=said):
             dpdk.ring_pair(**value)
     dpdk.open_port("net_null0").close()
+
+
+def test_the_configuration_takes_what_a_port_takes():
+    taken = {"rx_desc": 32, "tx_desc": 32768, "pool_mbufs": 1 << 20}
+    text = '{"machnet_config": {"02:00:00:00:00:01": {"ip": "10.0.0.2", "%s": %d}}}'
+    for name, value in taken.items():
+        assert getattr(parse_config(text % (name, value)).nics[0], name) == value
+        with pytest.raises(ConfigError, match=f"{name}: "):
+            parse_config(text % (name, value - 1 if value == 32 else value + 1))
+    dpdk.open_port("net_null0", rx_desc=32, tx_desc=0, pool_mbufs=0).close()
 
 
 def test_a_number_of_slots_that_rings_do_not_have():
@@ -81,8 +96,22 @@ def test_an_option_that_there_is_not():
 @pytest.mark.parametrize(
     ("device", "code", "said"),
     [
-        ("net_nosuch0", errno.ENODEV, "net_nosuch0: no bus or driver of DPDK has that name"),
-        ("net_null0,colour=red", errno.EINVAL, "net_null0,colour=red: its driver refuses it"),
+        (
+            "net_xyzzy0",
+            errno.ENODEV,
+            "dpdk:net_xyzzy0: no bus or driver of DPDK has that name; EAL",
+        ),
+        (
+            "net_null0,colour=red",
+            errno.EINVAL,
+            "] dpdk:net_null0,colour=red: its driver refuses it",
+        ),
+        ("net_afpacket3,a=b", errno.ENODEV, r"] dpdk:net_afpacket3,a=b: .* mean net_af_packet3\?"),
+        (
+            "vdev:eth_nul",
+            errno.ENODEV,
+            r"] dpdk:vdev:eth_nul: .* that name: did you mean net_null0\?",
+        ),
         ("net_pcap0,rx_pcap=/nosuch", errno.EINVAL, "Couldn't open /nosuch"),
         ("net_null0," + "x" * 260, errno.ENAMETOOLONG, "more than 255 characters"),
     ],
@@ -93,6 +122,45 @@ def test_a_device_that_no_driver_takes(device, code, said):
             dpdk.open_port(device)
         assert caught.value.errno == code
         assert "root" not in str(caught.value)
+        assert "DPDK was asked for" not in str(caught.value)  # it was asked for what the user said
+
+
+REFUSED = """
+import sys
+from machnet import dpdk
+for given in sys.argv[1:]:
+    try:
+        dpdk.open_port(given)
+    except dpdk.EalError as error:
+        print(error.strerror)
+"""
+
+
+def test_a_refusal_begins_with_what_the_user_said(veth):
+    """And says at its end what that stood for; whoever lacks permission is told what takes it."""
+    by_hand = f"net_af_packet5,iface={veth.name}"
+    asked_for = veth.name, by_hand, "net_memif0", "net_memif0,socket=/run/x.sock,id=1"
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-net_raw", sys.executable, "-c", REFUSED, *asked_for],
+        env={**os.environ, "MACHNET_DPDK": "huge=off,memory_mb=32"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    plain, said, memif, other = done.stdout.splitlines()
+    why = "its driver refuses it; [^;]*Could not open AF_PACKET socket; DPDK needs root, or CAP_NET_RAW .*"
+    asked = "; DPDK was asked for"
+    assert re.fullmatch(
+        rf"dpdk:{veth.name}: {why}{asked} net_af_packet\d+,iface={veth.name},.*", plain
+    )
+    assert re.fullmatch(f"dpdk:{by_hand}: {why}{asked} {by_hand},.*qpairs=1", said)
+    # That a memif is a client which nobody serves takes no root to mend.
+    assert memif == (
+        "dpdk:net_memif0: nobody serves its socket /run/memif.sock: start the other end first, with "
+        "role=server, or let this end be the server: dpdk:net_memif0,role=server"
+    )
+    assert "nobody serves its socket /run/x.sock: " in other
+    assert other.endswith(": dpdk:net_memif0,role=server,socket=/run/x.sock,id=1")
 
 
 def test_a_device_can_be_opened_once():
@@ -160,7 +228,7 @@ def test_ports_side_by_side():
     with contextlib.ExitStack() as opened:
         ports = []
         for i in range(20):
-            ports.append(dpdk.open_port(f"net_null{i}", pool_mbufs=64))
+            ports.append(dpdk.open_port(f"net_null{i}", pool_mbufs=256))
             opened.callback(ports[-1].close)
         assert len({port.info()["port"] for port in ports}) == 20
         assert all(port.info()["present"] for port in ports)
@@ -191,7 +259,7 @@ def test_a_process_without_descriptors_to_spare_keeps_its_interfaces(veth):
 
 def test_who_asks_a_port_while_it_is_closed_gets_nothing():
     """Another thread may have looked whether it is open, and ask when it is not any more."""
-    port = dpdk.open_port("net_null0", pool_mbufs=64)
+    port = dpdk.open_port("net_null0", pool_mbufs=256)
     lib, ffi, native = port._lib, port._ffi, port._port
     port.close()
     stats, info = ffi.new("struct mn_dpdk_stats *"), ffi.new("struct mn_dpdk_info *")
