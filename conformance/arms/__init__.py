@@ -12,11 +12,27 @@ if TYPE_CHECKING:
 
     from machnet.testing import Port
 
-__all__ = ["ARMS", "MS", "SEC", "US", "Arm", "Settings", "open_arm", "unavailable", "wait_for"]
+__all__ = [
+    "ARMS",
+    "ARM_IP",
+    "MS",
+    "PEER_IP",
+    "PEER_MAC",
+    "SEC",
+    "US",
+    "Arm",
+    "Settings",
+    "open_arm",
+    "unavailable",
+    "wait_for",
+]
 
 US, MS, SEC = 1_000, 1_000_000, 1_000_000_000
 
 ARMS = ("linux", "machnet")
+
+#: Both ends of every arm's wire.
+ARM_IP, PEER_IP, PEER_MAC = "10.9.0.1", "10.9.0.2", "02:00:00:00:00:02"
 
 
 @dataclasses.dataclass(frozen=True)

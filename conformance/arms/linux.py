@@ -11,21 +11,18 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from conformance.arms import SEC, wait_for
+from conformance.arms import ARM_IP, PEER_IP, PEER_MAC, SEC, wait_for
+from conformance.arms.ping import PingingPort
 from machnet.sim import KernelHost, Tap
 from machnet.sim.kernel_host import KernelHostError
-from machnet.testing import Packet, TapPort, icmp
+from machnet.testing import TapPort
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from conformance.arms import Settings
 
-ARM_IP, PEER_IP, PEER_MAC = "10.9.0.1", "10.9.0.2", "02:00:00:00:00:02"
 _IFNAME = "mn0"
-_ICMP, _PING_ID = 1, 0x4D4E
-#: How long the kernel may take to answer a ping through the TAP on a machine that is busy.
-_SETTLE_NS = 30 * SEC
 
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
 _SEND_QUEUE, _REPAIR_OFF_SILENTLY = 2, -1
@@ -68,37 +65,15 @@ _SYSCTLS: dict[str, str | int] = {
 }
 
 
-class KernelPort(TapPort):
+class KernelPort(PingingPort, TapPort):
     """The TAP's near end, which can tell when the kernel has done what it was given to do."""
 
     def __init__(self, tap: Tap) -> None:
-        super().__init__(tap, PEER_IP, PEER_MAC, remote_ip=ARM_IP)
+        TapPort.__init__(self, tap, PEER_IP, PEER_MAC, remote_ip=ARM_IP)
+        PingingPort.__init__(self)
         self.kernel_mac = self.neighbors[ARM_IP]
-        self._frames: list[tuple[int, bytes]] = []
-        self._pings = 0
 
-    def recv(self, within_ns: int = 0) -> tuple[int, bytes] | None:
-        """The next frame; waits for it."""
-        return self._frames.pop(0) if self._frames else super().recv(within_ns)
-
-    def settle(self) -> None:
-        """Ping the kernel: frames keep their order, so an answer to an earlier one comes before."""
-        self._pings = (self._pings + 1) & 0xFFFF
-        ping = icmp("echo-request", id=_PING_ID, seq=self._pings)
-        addresses = {"eth_src": self.mac, "eth_dst": self.kernel_mac, "src": self.ip}
-        self.send(ping.build({**addresses, "dst": ARM_IP}))
-        pong = icmp("echo-reply", id=_PING_ID, seq=self._pings)
-        end = self.now_ns + _SETTLE_NS
-        while (got := super().recv(max(0, end - self.now_ns))) is not None:
-            if got[1][23] == _ICMP and pong.matches(Packet(got[1])):
-                return
-            self._frames.append(got)
-        raise TimeoutError("the kernel does not answer a ping through the TAP")
-
-    def forget(self) -> None:
-        """Drop what is left of an earlier case."""
-        self.settle()
-        self._frames.clear()
+    _transmit, _receive = TapPort.send, TapPort.recv
 
 
 class LinuxSocket:
@@ -175,7 +150,7 @@ class LinuxArm:
 
     def settle(self) -> None:
         """Wait until the kernel has answered what came before."""
-        self.wire.settle()
+        self.wire.ping()
 
     def socket(self) -> Any:
         """A kernel socket of the namespace."""

@@ -8,28 +8,22 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-from conformance.arms import SEC, wait_for
-from machnet import Stack
+from conformance.arms import ARM_IP, PEER_IP, PEER_MAC, SEC
+from conformance.arms.ping import PingingPort
+from conformance.arms.stack import StackArm
 from machnet.sim import KernelHost
 from machnet.sim.nicstr import parse_nic
 from machnet.stack.nics import Tap, open_nic, with_faults
-from machnet.stack.socket import TCP_ISN
-from machnet.testing import Packet, icmp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from conformance.arms import Settings
     from machnet.stack.nics import Nic
 
-ARM_IP, PEER_IP, PEER_MAC = "10.9.0.1", "10.9.0.2", "02:00:00:00:00:02"
 #: Nobody connects to it; a call on it is a call on a socket of the stack.
 _OTHER_PORT = 1
 _INNER, _ALL_KINDS, _OUTGOING = "wire0", 0x0003, 4
 #: Nothing is lost while nobody looks; more than the limit is root's right.
 _SO_RCVBUFFORCE, _RCVBUF_BYTES = 33, 64 << 20
-_ICMP, _PING_ID = 1, 0x4D4E
-_SETTLE_NS = 30 * SEC
 
 
 def unavailable(nic: str) -> str | None:
@@ -47,33 +41,26 @@ def unavailable(nic: str) -> str | None:
     return KernelHost.available()
 
 
-class PacketPort:
+class PacketPort(PingingPort):
     """A packet socket on the other end of the cable; see `machnet.testing.Port`."""
 
     patience_ns = 5 * SEC
     ip, mac, remote_ip = PEER_IP, PEER_MAC, ARM_IP
 
     def __init__(self, host: KernelHost, arm_mac: str) -> None:
+        super().__init__()
         self.neighbors = {ARM_IP: arm_mac}
         self._sock = host.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL_KINDS))
         self._sock.bind((_INNER, _ALL_KINDS))
         self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RCVBUF_BYTES)
-        self._frames: list[tuple[int, bytes]] = []
-        self._pings = 0
-
-    @property
-    def now_ns(self) -> int:
-        """``time.monotonic_ns``."""
-        return time.monotonic_ns()
 
     def send(self, frame: bytes) -> None:
         """Transmit a frame, and return when it has been processed: what a case does next, comes next."""
-        self._sock.send(frame)
-        self._ping()
+        self._transmit(frame)
+        self.ping()
 
-    def recv(self, within_ns: int = 0) -> tuple[int, bytes] | None:
-        """The next frame of the stack; waits for it."""
-        return self._frames.pop(0) if self._frames else self._receive(within_ns)
+    def _transmit(self, frame: bytes) -> None:
+        self._sock.send(frame)
 
     def _receive(self, within_ns: int) -> tuple[int, bytes] | None:
         end = time.monotonic_ns() + within_ns
@@ -93,20 +80,7 @@ class PacketPort:
         asked for may leave behind the answer to a ping, but not behind that to the next.
         """
         for _ in range(2):
-            self._ping()
-
-    def _ping(self) -> None:
-        self._pings = (self._pings + 1) & 0xFFFF
-        ping = icmp("echo-request", id=_PING_ID, seq=self._pings)
-        addresses = {"eth_src": self.mac, "eth_dst": self.neighbors[ARM_IP], "src": self.ip}
-        self._sock.send(ping.build({**addresses, "dst": ARM_IP}))
-        pong = icmp("echo-reply", id=_PING_ID, seq=self._pings)
-        end = self.now_ns + _SETTLE_NS
-        while (got := self._receive(max(0, end - self.now_ns))) is not None:
-            if got[1][23] == _ICMP and pong.matches(Packet(got[1])):
-                return
-            self._frames.append(got)
-        raise TimeoutError("the stack does not answer a ping")
+            self.ping()
 
     def close(self) -> None:
         """Close the socket."""
@@ -183,40 +157,18 @@ class NicSocket:
         return getattr(self._sock, name)
 
 
-class NicArm:
+class NicArm(StackArm):
     """See `conformance.arms.Arm`."""
 
-    name = "machnet"
-
     def __init__(self, settings: Settings, nic: str) -> None:
-        self.settings = settings
-        self._hosts = 0
         cable = _cable(nic, settings.mtu)
         self.wire = cable.port
-        self.stack = Stack(
-            cable.nic,
-            f"{ARM_IP}/16",
-            timestamps=settings.timestamps,
-            sack=settings.sack,
-            wscale=settings.wscale,
-            rto_min_us=settings.rto_min_ms * 1000,
-            rto_initial_us=1_000_000,
-            fin_wait2_ms=settings.fin_wait2_s * 1000,
-            syn_timeout_ms=1000 * ((2 << settings.syn_retries) - 1),
-            challenge_per_s=1000 // settings.challenge_ms if settings.challenge_ms else 1000,
-        )
-        self.stack.neighbor(PEER_IP, PEER_MAC)
-        self.ip, self.mac = ARM_IP, self.stack.mac
+        super().__init__(settings, cable.nic)
         self._other = self.stack.socket()
         self._other.bind((ARM_IP, _OTHER_PORT))
         self._other.listen(1)
         while self.wire.recv(0) is not None:
             pass  # of the case before
-
-    @property
-    def now_ns(self) -> int:
-        """Real time."""
-        return self.wire.now_ns
 
     def sleep(self, ns: int) -> None:
         """Let real time pass."""
@@ -236,30 +188,6 @@ class NicArm:
     def socket(self) -> Any:
         """A stream socket of the stack, whose send() returns when the engine has what it was given."""
         return NicSocket(self, self.stack.socket())
-
-    def set_isn(self, sock: Any, isn: int) -> None:
-        """By the socket option that machnet has for it."""
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_ISN, isn)
-
-    def wait(self, call: Callable[[], Any], within_ns: int = 10 * SEC) -> Any:
-        """Call again and again, a millisecond apart."""
-        return wait_for(self, call, within_ns)
-
-    def state(self, local: tuple[str, int], remote: tuple[str, int]) -> str:
-        """From the stack's table."""
-        self.settle()
-        info = self.stack.find_socket(local, remote)
-        return "CLOSED" if info is None else info.state
-
-    def new_host(self) -> str:
-        """An address that the stack knows the MAC of."""
-        self._hosts += 1
-        ip = f"10.9.{1 + self._hosts // 250}.{1 + self._hosts % 250}"
-        self.stack.neighbor(ip, PEER_MAC)
-        return ip
-
-    def sysctl(self, name: str, value: str | int) -> None:
-        """There is none here."""
 
     def close(self) -> None:
         """Close the stack; the cable stays."""
