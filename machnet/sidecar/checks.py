@@ -34,13 +34,37 @@ def check_nics(nics: tuple[NicConfig, ...]) -> list[str]:
     """What is wrong with the NICs, by themselves and beside each other."""
     problems: list[str] = []
     for nic in nics:
-        # An entry of a file has a MAC address; one from the command line may have a NIC or nothing.
-        place = f"machnet_config.{nic.mac}: " if nic.mac else f"{nic.nic}: " if nic.nic else ""
-        problems += [f"{place}{text}" for text in _check_nic(nic)]
+        problems += [_place(nic, text) + text for text in _check_nic(nic)]
     problems += _twice(nics, "ip", lambda nic: nic.ip.partition("/")[0])
-    problems += _twice(nics, "nic", lambda nic: nic.string.partition("?")[0] or None)
+    problems += _twice(nics, "nic", _identity if len(nics) > 1 else _named)
     problems += _twice(nics, "MAC address", lambda nic: nic.mac)
     return problems
+
+
+def _place(nic: NicConfig, text: str) -> str:
+    """Which NIC it is that something is wrong with, if that is not said."""
+    # An entry of a file has a MAC address; one from the command line may have a NIC or nothing.
+    if nic.mac:
+        return f"machnet_config.{nic.mac}: "
+    named = text.replace("'", " ").split()
+    return f"{nic.nic}: " if nic.nic and nic.nic not in named else ""
+
+
+def _named(nic: NicConfig) -> str | None:
+    """What the NIC string names, less its faults."""
+    return nic.string.partition("?")[0] or None
+
+
+def _identity(nic: NicConfig) -> str | None:
+    """The same for all strings that mean the same NIC."""
+    from machnet.dpdk.names import identity
+    from machnet.sim.nicstr import parse_nic
+
+    try:
+        spec = parse_nic(nic.string)
+    except ValueError:
+        return _named(nic)
+    return identity(spec.rest) if spec.scheme == "dpdk" else _named(nic)
 
 
 def _twice(

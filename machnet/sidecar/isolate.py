@@ -439,6 +439,18 @@ def _huge_pages(machine: Machine, engines: Engines) -> Item:
     )
 
 
+def _there(
+    machine: Machine, nics: Sequence[NicConfig], _engines: Engines, _allowed: frozenset[int]
+) -> Iterator[Item]:
+    for nic in nics:
+        if _dpdk_name(nic.nic, nic.mac) is None:
+            continue
+        if why := machine.no_nic(nic.string):
+            yield Item("nic", "missing", why, "machnet nic list: the ones that there are")
+        else:
+            yield Item("nic", "ok", f"{nic.label} is there")
+
+
 def _devices(
     machine: Machine, _nics: Sequence[NicConfig], engines: Engines, _allowed: frozenset[int]
 ) -> Iterator[Item]:
@@ -495,6 +507,7 @@ def _machine(
 
 
 _CHECKS: tuple[_Check, ...] = (
+    _there,
     _pinning,
     _isolation,
     _siblings,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from machnet.dpdk.devices import Device, find
+from machnet.dpdk.names import absent
 from machnet.dpdk.records import RUN
 
 __all__ = ["LATENCY", "Machine", "parse_ranges", "ranges"]
@@ -108,6 +109,14 @@ class Machine:
             if cpu in (self.cpus(f"sys/devices/system/node/{name}/cpulist") or ()):
                 return int(name[4:])
         return None
+
+    def no_nic(self, string: str) -> str:
+        """That what a string names to DPDK is not here, and what is; "": it is, or is made."""
+        from machnet.sim.nicstr import parse_nic
+
+        return absent(
+            parse_nic(string).rest, str(self.root / "sys"), str(self.root / RUN.lstrip("/"))
+        )
 
     def nic(self, name: str) -> Device | None:
         """A NIC by kernel name, MAC or PCI address; None: there is no such device."""

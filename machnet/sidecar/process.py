@@ -87,7 +87,7 @@ class Sidecar:
             wake = cleanup.enter_context(self._catch_signals())
             settings = self._config.controller
             try:
-                control = ControlSocket(self._path, int(settings.mode, 8))
+                control = _open_control(self._path, int(settings.mode, 8))
                 cleanup.callback(control.close)
                 cleanup.callback(unroute_log, route_log(self._log))
                 if self._config.dpdk is not None:
@@ -203,6 +203,14 @@ class Sidecar:
                 signal.signal(number, handler)
             near.close()
             far.close()
+
+
+def _open_control(path: str, mode: int) -> ControlSocket:
+    try:
+        return ControlSocket(path, mode)
+    except PermissionError as error:
+        remedy = "run as root, or give --socket PATH where this user may write"
+        raise StartError(f"{_text(error)}: {remedy}") from error
 
 
 def _configure(dpdk: Dpdk) -> None:

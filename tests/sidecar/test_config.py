@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from fake_sysfs import FakeSysfs
 
 from machnet.cli import check, run
-from machnet.dpdk import EalSettings
+from machnet.dpdk import EalSettings, names
 from machnet.sidecar.checks import group_id, parse_listen, user_id
 from machnet.sidecar.config import (
     SOCKET_DEFAULT,
@@ -262,6 +263,25 @@ def test_two_entries_may_not_share_what_is_one_nics() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "other", ["dpdk:net_af_packet0,iface=near0", "near0?loss=1%", "net_af_xdp0,iface=near0"]
+)
+def test_two_names_of_one_nic_are_seen(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: str
+) -> None:
+    """They are looked up on the machine where the configuration is checked."""
+    tree = FakeSysfs(tmp_path)
+    tree.virtual("near0")
+    tree.virtual("far0", "02:00:00:00:00:0b")
+    monkeypatch.setattr("machnet.dpdk.available", lambda: True, raising=False)
+    monkeypatch.setattr(names.identity, "__defaults__", (tree.sysfs, tree.run))
+    entries = {MAC: {"ip": "10.0.0.2", "nic": "near0"}, OTHER: {"ip": "10.0.0.3", "nic": other}}
+    said = f"nic near0 is that of two entries: {MAC} and {OTHER}"
+    assert problems(json.dumps({"machnet_config": entries})) == [said]
+    entries[OTHER]["nic"] = other.replace("near0", "far0")
+    assert len(parse_config(json.dumps({"machnet_config": entries})).nics) == 2
+
+
 def test_a_key_that_is_there_twice_is_refused() -> None:
     once = json.dumps({"ip": "10.0.0.2", "nic": "tap:mn0"})
     doubled = f'{{"machnet_config": {{"{MAC}": {once}, "{MAC}": {once}}}}}'
@@ -367,6 +387,9 @@ def test_check_of_no_file_is_a_usage_error(tmp_path: Path) -> None:
         (["--config=/dev/null", "--bind"], "--bind is in the file that --config names, not beside"),
         (["--ip=10.0.0.2", "--mac=x"], "--mac: 'x' is no MAC address"),
         (["--ip=x"], "is not an IPv4 address"),
+        # It is named once; of what is wrong beside it, it is said whose it is.
+        (["--ip=10.0.0.2", "--nic=dpkd:near0"], "Error: nic: NIC 'dpkd:near0': there is no driver"),
+        (["--ip=10.0.0.255", "--nic=tap:mn0"], "Error: tap:mn0: ip: 10.0.0.255 is the address of"),
         (["--ip=10.0.0.2", "--nic=tap:mn0", "--cpu_mask=x"], "'x' is not a mask of CPUs"),
         (["--ip=10.0.0.2", "--nic=tap:mn0", "--socket=x"], "'x' is not an absolute path"),
         (["--ip=10.0.0.2", "--nic=tap:mn0", "--metrics=x"], "such as 127.0.0.1:9464"),

@@ -6,12 +6,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dpdk_kit import need_dpdk
 from sidecar import Sidecar
 
 from machnet.sidecar.config import NicConfig
@@ -234,7 +236,26 @@ def test_a_nic_that_is_not_dpdks_wants_no_huge_pages_and_no_iommu(tree: Tree) ->
 
 def test_a_machine_that_tells_nothing_is_no_error(tmp_path: Path) -> None:
     items = look((nic(),), tmp_path, EIGHT)
-    assert {item.name for item in items if item.state == "missing"} == {"isolated", "rcu"}
+    lacking = {item.name for item in items if item.state == "missing"}
+    assert lacking == {"nic", "isolated", "rcu"}
+
+
+@pytest.mark.parametrize("name", ["eth9", "net_af_packet0,iface=eth9", "02:00:00:00:00:99"])
+def test_a_nic_that_is_not_there_is_missing(tree: Tree, name: str) -> None:
+    item = tree.item("nic", nic(f"dpdk:{name}?loss=1%"))
+    assert item.state == "missing"
+    assert re.search(r"no NIC .*(eth9|:99).* There are .*eth1", item.found)
+    assert tree.item("nic").found == "dpdk:eth1 is there"
+    for made in ("dpdk:net_null0", "net_pcap0,rx_pcap=x"):
+        assert tree.item("nic", nic(made)).state == "ok"
+
+
+def test_check_says_that_there_is_no_such_nic() -> None:
+    need_dpdk()
+    done = _run("--isolate=check", "--nic=eth99")
+    assert done.returncode == 1
+    assert done.stdout.startswith("missing  nic ")
+    assert "there is no NIC 'eth99'" in done.stdout
 
 
 def test_a_limit_that_another_process_holds_is_seen(tree: Tree) -> None:

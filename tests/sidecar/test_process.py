@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -44,3 +47,22 @@ def test_a_nic_that_cannot_be_opened_is_status_1_and_says_why(tmp_path) -> None:
     with pytest.raises(SidecarError, match="start_failed") as failure:
         Sidecar(f"link:{tmp_path}/no/such/directory/cable")
     assert "status 1" in str(failure.value)
+
+
+def test_a_socket_where_one_must_not_write_is_told_with_what_helps(tmp_path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o500)
+    drop: list[str] = []
+    if os.geteuid() == 0:  # who may write everywhere, unless it is taken from him
+        os.chown(theirs, 1, 1)
+        drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    command = [sys.executable, "-m", "machnet.cli.run", f"--nic=link:{tmp_path}/x", "--ip=10.0.0.2"]
+    done = subprocess.run(
+        [*drop, *command, f"--socket={theirs}/ctrl.sock"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    said = "Permission denied: run as root, or give --socket PATH where this user may write"
+    assert said in done.stderr
