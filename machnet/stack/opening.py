@@ -47,7 +47,7 @@ class StackCore:
             return
         rc = lib.mn_stack_close(self.native)
         if rc == -errno.EBUSY:
-            raise ConcurrentUseError("the stack is being stepped by another thread")
+            raise ConcurrentUseError("the stack is being stepped or closed by another thread")
         self.closed = True
         if rc < 0:
             return  # -ECHILD: it belongs to the process that this one was forked from

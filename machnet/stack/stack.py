@@ -435,7 +435,8 @@ class Stack:
                 reset.
 
         Raises:
-            ConcurrentUseError: Another thread is inside a call on one of the channels.
+            ConcurrentUseError: Another thread is inside a call on one of the channels, or is closing
+                the stack at this moment.
         """
         if self.core.closed:
             return

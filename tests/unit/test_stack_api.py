@@ -273,6 +273,32 @@ def test_calls_from_many_threads_at_once(threaded):
     assert threaded.usage()["neighbors"] == 100
 
 
+@pytest.mark.parametrize("has_thread", [True, False])
+def test_threads_that_close_one_stack_at_once(has_thread):
+    """One of them does; the others find it closed, or are told that somebody is at it."""
+    refused = []
+
+    def close(stack: machnet.Stack, start: threading.Barrier) -> None:
+        start.wait()
+        try:
+            stack.close(0)
+        except machnet.ConcurrentUseError as error:
+            refused.append(str(error))
+
+    for _ in range(30):
+        stack = machnet.Stack(Wire(), ip="10.0.0.2/24", thread=has_thread)
+        channel = stack.attach()
+        start = threading.Barrier(3)
+        threads = [threading.Thread(target=close, args=(stack, start)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert stack.closed
+        assert channel.closed
+    assert all("another thread" in text for text in refused)
+
+
 def test_the_thread_can_be_pinned():
     cpu = min(os.sched_getaffinity(0))
     with machnet.Stack(Wire(), ip="10.0.0.2", thread=True, cpu=cpu) as stack:

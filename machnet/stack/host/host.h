@@ -106,8 +106,8 @@ int mn_stack_watch_time(struct mn_stack *s, void (*set_now)(void *ctx, uint64_t 
 int mn_stack_start(struct mn_stack *s, enum mn_poll_mode mode, uint64_t spin_ns, int cpu);
 /* Ends the thread if there is one, closes the chans and the engine and gives the memory back. From
  * now on calls answer -EPIPE, those on the chans -EBADF. Connections vanish without a word: see
- * mn_stack_owing. -EBUSY: another thread steps the group; or it is a driven one, and the driver has
- * called back from within a call on a chan of this stack. */
+ * mn_stack_owing. -EBUSY: another thread steps the group, or is closing the stack itself; or it is
+ * a driven one, and the driver has called back from within a call on a chan of this stack. */
 int mn_stack_close(struct mn_stack *s);
 /* After mn_stack_close, when nothing refers to it any more; else nothing happens. NULL is fine. */
 void mn_stack_free(struct mn_stack *s);

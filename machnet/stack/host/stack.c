@@ -126,14 +126,14 @@ int64_t mn_stack_call(struct mn_stack *s, int64_t (*fn)(struct mn_stack *s, void
     if (s->threaded) {
         return mn_thread_call(s, fn, arg);
     }
-    if (s->engine == NULL || atomic_load(&s->closing)) {
-        return -EPIPE;
-    }
     if (!mn_group_enter(s->group)) {
-        return -EBUSY;
+        return atomic_load(&s->closing) ? -EPIPE : -EBUSY;
     }
-    rc = fn(s, arg);
-    mn_stack_touch(s);
+    rc = -EPIPE;
+    if (s->engine != NULL && !atomic_load(&s->closing)) {
+        rc = fn(s, arg);
+        mn_stack_touch(s);
+    }
     mn_group_leave(s->group);
     return rc;
 }
@@ -149,6 +149,9 @@ int mn_stack_close(struct mn_stack *s)
         if (getpid() != s->pid) {
             return -ECHILD;
         }
+        if (atomic_exchange(&s->closing, true)) {
+            return -EBUSY; /* another thread is at it */
+        }
         mn_thread_stop(s);
         mn_host_chans_shut(s);
         mn_host_lents_shut(s);
@@ -159,6 +162,10 @@ int mn_stack_close(struct mn_stack *s)
     g = s->group;
     if (!mn_group_enter(g)) {
         return -EBUSY;
+    }
+    if (s->engine == NULL) { /* another thread has closed it meanwhile */
+        mn_group_leave(g);
+        return 0;
     }
     if (g->driven && mn_host_chans_busy(s)) {
         mn_group_leave(g);
@@ -199,6 +206,10 @@ int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns)
     }
     if (!mn_group_enter(g)) {
         return -EBUSY;
+    }
+    if (s->engine == NULL) { /* closed meanwhile */
+        mn_group_leave(g);
+        return -EPIPE;
     }
     if (g->driven) {
         mn_stack_touch(s);
