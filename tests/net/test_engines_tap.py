@@ -18,14 +18,6 @@ KERNEL, OURS = "10.9.0.1", "10.9.0.2"
 PATIENCE_S = 60.0 if lib.mn_build_sanitized() else 20.0
 
 
-@pytest.fixture
-def host() -> Iterator[KernelHost]:
-    if reason := KernelHost.tap_available():
-        pytest.skip(reason)
-    with KernelHost("engines-tap", ipv6=False) as host:
-        yield host
-
-
 @pytest.fixture(params=[2, 1], ids=["two queues", "one queue"])
 def engines(request: pytest.FixtureRequest, host: KernelHost) -> Iterator[Engines]:
     first, *more = host.open_tap_queues("mn0", request.param, kernel_ip=f"{KERNEL}/24")

@@ -34,19 +34,12 @@ from machnet.sim.nicstr import parse_nic
 from machnet.stack.nics import Tap, with_faults
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(needs_tap() is not None, reason=str(needs_tap()))
 
 SIZE = scaled(300_000, 50_000)
 BAD = "loss=2%&reorder=5%&reorder_delay=500us&duplicate=5%&corrupt=1%&latency=200us&jitter=100us"
-
-
-@pytest.fixture
-def host() -> Iterator[KernelHost]:
-    with KernelHost("peer", ipv6=False) as host:
-        yield host
 
 
 def plain_tap(host: KernelHost) -> int:

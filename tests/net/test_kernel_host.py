@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import os
 import select
@@ -27,43 +26,7 @@ PEER_MAC = "02:00:00:00:00:02"
 BROADCAST_MAC = "ff:ff:ff:ff:ff:ff"
 
 
-@pytest.fixture(autouse=True)
-def _needs_namespaces() -> None:
-    if reason := KernelHost.available():
-        pytest.skip(reason)
-
-
-@pytest.fixture
-def _needs_tap() -> None:
-    if reason := KernelHost.tap_available():
-        pytest.skip(reason)
-
-
-@functools.cache
-def why_no_user_namespace() -> str | None:
-    try:
-        KernelHost(user_namespace=True).close()
-    except KernelHostError as error:
-        return str(error)
-    return None
-
-
-@pytest.fixture
-def _needs_user_namespace() -> None:
-    if reason := why_no_user_namespace():
-        pytest.skip(reason)
-
-
-@pytest.fixture(params=[None, True], ids=["as-permitted", "user-namespace"])
-def make_host(request: pytest.FixtureRequest) -> Iterator[Callable[..., KernelHost]]:
-    if request.param and (reason := why_no_user_namespace()):
-        pytest.skip(reason)
-    with contextlib.ExitStack() as stack:
-
-        def make(name: str = "host", **options: Any) -> KernelHost:
-            return stack.enter_context(KernelHost(name, user_namespace=request.param, **options))
-
-        yield make
+pytestmark = pytest.mark.usefixtures("_needs_namespaces")
 
 
 @pytest.fixture

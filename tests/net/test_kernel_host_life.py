@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import os
 import select
@@ -18,7 +17,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -30,38 +29,7 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 20.0  # far more than anything here takes: reached only when something is broken
 
-
-@pytest.fixture(autouse=True)
-def _needs_namespaces() -> None:
-    if reason := KernelHost.available():
-        pytest.skip(reason)
-
-
-@functools.cache
-def why_no_user_namespace() -> str | None:
-    try:
-        KernelHost(user_namespace=True).close()
-    except KernelHostError as error:
-        return str(error)
-    return None
-
-
-@pytest.fixture
-def _needs_user_namespace() -> None:
-    if reason := why_no_user_namespace():
-        pytest.skip(reason)
-
-
-@pytest.fixture(params=[None, True], ids=["as-permitted", "user-namespace"])
-def make_host(request: pytest.FixtureRequest) -> Iterator[Callable[..., KernelHost]]:
-    if request.param and (reason := why_no_user_namespace()):
-        pytest.skip(reason)
-    with contextlib.ExitStack() as stack:
-
-        def make(name: str = "host", **options: Any) -> KernelHost:
-            return stack.enter_context(KernelHost(name, user_namespace=request.param, **options))
-
-        yield make
+pytestmark = pytest.mark.usefixtures("_needs_namespaces")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,6 @@ from machnet.sim import KernelHost, Tap
 KERNEL, OURS = "10.9.0.1", "10.9.0.2"
 SANITIZED = bool(lib.mn_build_sanitized())
 PATIENCE_S = 60.0 if SANITIZED else 20.0
-
-
-@pytest.fixture
-def host() -> Iterator[KernelHost]:
-    if reason := KernelHost.tap_available():
-        pytest.skip(reason)
-    with KernelHost("stack-tap", ipv6=False) as host:
-        yield host
 
 
 class Net:

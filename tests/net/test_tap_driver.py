@@ -30,14 +30,6 @@ IFF_UP = 1
 
 
 @pytest.fixture
-def host() -> Iterator[KernelHost]:
-    if reason := KernelHost.tap_available():
-        pytest.skip(reason)
-    with KernelHost("tap-test", ipv6=False) as host:
-        yield host
-
-
-@pytest.fixture
 def link(host: KernelHost) -> Iterator[Link]:
     with linked(host) as link:
         yield link

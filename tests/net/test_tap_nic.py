@@ -27,14 +27,6 @@ SOL_PACKET, PACKET_VNET_HDR = 263, 15
 
 
 @pytest.fixture
-def host() -> Iterator[KernelHost]:
-    if reason := KernelHost.tap_available():
-        pytest.skip(reason)
-    with KernelHost("tap-test", ipv6=False) as host:
-        yield host
-
-
-@pytest.fixture
 def link(host: KernelHost) -> Iterator[Link]:
     with linked(host) as link:
         yield link

@@ -18,33 +18,18 @@ from linux_peer import (
     Peer,
     beside,
     eventually,
+    greeted,
     linux_peer,
     needs_tap,
-    nothing_more,
     pattern,
-    recv,
     recv_message,
     send,
-    send_message,
-)
-
-from machnet import (
-    FlowClosedError,
-    FlowError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from machnet import Channel, Flow
+    from machnet import Channel
 
 pytestmark = pytest.mark.skipif(needs_tap() is not None, reason=str(needs_tap()))
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    with linux_peer() as peer:
-        yield peer
 
 
 @pytest.fixture
@@ -52,33 +37,6 @@ def channel(peer: Peer) -> Channel:
     channel = peer.stack.attach()
     channel.listen(OUR_IP, PORT, "tcp")
     return channel
-
-
-def greeted(peer: Peer, channel: Channel, port: int = PORT) -> tuple[Flow, socket.socket]:
-    """A framed flow that was accepted, with one message answered, and the kernel's end."""
-    sock = peer.connect(port)
-    send_message(sock, b"hello")
-    flow = recv(channel).flow
-    send(channel, flow, b"hello yourself")
-    assert recv_message(sock) == b"hello yourself"
-    return flow, sock
-
-
-def end_of(channel: Channel) -> FlowError:
-    """The error with which a flow ends, which is the next thing to be received."""
-    with pytest.raises(FlowError) as error:
-        recv(channel)
-    return error.value
-
-
-def is_over(channel: Channel, flow: Flow) -> None:
-    """The flow's end was reported once, and nothing can be sent on it."""
-    nothing_more(channel)
-    assert not flow.live
-    with pytest.raises(FlowClosedError) as error:
-        channel.send(flow, b"too late")
-    assert error.value.errno == errno.ENOTCONN
-    assert error.value.flow == flow
 
 
 class TestConnect:

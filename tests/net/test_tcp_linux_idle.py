@@ -26,18 +26,12 @@ from linux_peer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.skipif(needs_tap() is not None, reason=str(needs_tap()))
 
 #: The aim is 2 % of a core. Other processes on the machine make measured times vary.
 LIMIT = 0.10
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    with linux_peer() as peer:
-        yield peer
 
 
 def share_of_a_core(

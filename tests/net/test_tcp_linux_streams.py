@@ -44,12 +44,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(needs_tap() is not None, reason=str(needs_tap()))
 
 
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    with linux_peer() as peer:
-        yield peer
-
-
 def attempt(call: Callable[[], Any]) -> Any:
     """What a call answers; None when it says "not now"."""
     with contextlib.suppress(BlockingIOError):

@@ -15,14 +15,6 @@ KERNEL, OURS = "10.9.0.1", "10.9.0.2"
 
 
 @pytest.fixture
-def host() -> Iterator[KernelHost]:
-    if reason := KernelHost.tap_available():
-        pytest.skip(reason)
-    with KernelHost("scripted", ipv6=False) as host:
-        yield host
-
-
-@pytest.fixture
 def peer(host: KernelHost) -> Iterator[RawPeer]:
     tap = Tap(fd=host.open_tap("mn0", kernel_ip=f"{KERNEL}/24"), offload=False)
     yield RawPeer(TapPort(tap, OURS, remote_ip=KERNEL))

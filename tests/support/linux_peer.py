@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -12,14 +13,16 @@ import struct
 import time
 from typing import TYPE_CHECKING, Any
 
-from machnet import Stack
+import pytest
+
+from machnet import FlowClosedError, FlowError, Stack
 from machnet._native import lib
 from machnet.sim import KernelHost, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from machnet import Channel, Message
+    from machnet import Channel, Flow, Message
     from machnet.stack.stack import SocketInfo
 
 KERNEL_IP, OUR_IP = "10.9.0.1", "10.9.0.2"
@@ -229,6 +232,33 @@ def ends(peer: Peer, channel: Channel, kernel_is: str) -> tuple[Any, socket.sock
     hello = recv(channel)
     assert hello.data == b"hello"
     return hello.flow, sock
+
+
+def greeted(peer: Peer, channel: Channel, port: int = PORT) -> tuple[Flow, socket.socket]:
+    """A framed flow that was accepted, with one message answered, and the kernel's end."""
+    sock = peer.connect(port)
+    send_message(sock, b"hello")
+    flow = recv(channel).flow
+    send(channel, flow, b"hello yourself")
+    assert recv_message(sock) == b"hello yourself"
+    return flow, sock
+
+
+def end_of(channel: Channel) -> FlowError:
+    """The error with which a flow ends, which is the next thing to be received."""
+    with pytest.raises(FlowError) as error:
+        recv(channel)
+    return error.value
+
+
+def is_over(channel: Channel, flow: Flow) -> None:
+    """The flow's end was reported once, and nothing can be sent on it."""
+    nothing_more(channel)
+    assert not flow.live
+    with pytest.raises(FlowClosedError) as error:
+        channel.send(flow, b"too late")
+    assert error.value.errno == errno.ENOTCONN
+    assert error.value.flow == flow
 
 
 # ---- waiting -------------------------------------------------------------------------------------
