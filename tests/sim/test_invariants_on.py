@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from check_kit import stats_of
 from sim_net import host_pair, transfer
 
 import machnet
@@ -14,9 +15,7 @@ from machnet.sim import Network
 
 
 def checked(net: Network) -> Any:
-    stats = ffi.new("struct mn_check_stats *")
-    lib.mn_check_get_stats(lib.mn_simnet_check(net._native), stats)
-    return stats
+    return stats_of(lib.mn_simnet_check(net._native))
 
 
 def test_they_are_on_and_see_what_goes_on() -> None:

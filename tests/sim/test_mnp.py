@@ -9,6 +9,7 @@ import random
 from typing import Any
 
 import pytest
+from check_kit import stats_of
 
 import machnet
 from machnet._native import ffi, lib
@@ -278,8 +279,7 @@ def test_invariants_follow_the_messages() -> None:
         talk = Talk(net, a, b)
         sent = messages("x", 20)
         talk.run(sent, sent)
-        stats = ffi.new("struct mn_check_stats *")
-        lib.mn_check_get_stats(lib.mn_simnet_check(net._native), stats)
+        stats = stats_of(lib.mn_simnet_check(net._native))
         assert stats.delivered >= 2 * sum(map(len, sent))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fake_sysfs import FakeLinks, FakeSysfs, Reacting, fake_machine, hasty
+from own_netns import run_in_own_netns
 
 from machnet.dpdk.bind import Machine, bind, unbind, users
 from machnet.dpdk.devices import inventory, resolve
@@ -483,16 +484,8 @@ except OSError as error:
 
 def test_interfaces_of_a_host_are_restored() -> None:
     """In a network namespace of its own."""
-    wrapper = ["unshare", "-n" if os.geteuid() == 0 else "-Urn"]
-    probe = subprocess.run([*wrapper, "true"], check=False, capture_output=True, text=True)
-    if probe.returncode != 0:
-        pytest.skip(f"no network namespace can be made here: {probe.stderr.strip()}")
-    done = subprocess.run(
-        [*wrapper, sys.executable, "-c", LINKS], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
     mac = "02:00:00:00:00:01"
-    assert done.stdout.splitlines() == [
+    assert run_in_own_netns(LINKS) == [
         f"{Former('d0', mac, mtu=1500)} {Former('nowhere', mac)} False",
         "True False",
         "True False",

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_sysfs import FakeSysfs
+from own_netns import run_in_own_netns
 
 from machnet.dpdk.devices import Device, Target, find, inventory, resolve
 from machnet.dpdk.records import Former, Record, remember
@@ -112,16 +110,8 @@ print(resolve("mine0").devargs)
 
 def test_interfaces_are_those_of_our_network_namespace() -> None:
     """Which sysfs does not show: it is that of another one."""
-    wrapper = ["unshare", "-n" if os.geteuid() == 0 else "-Urn"]
-    probe = subprocess.run([*wrapper, "true"], check=False, capture_output=True, text=True)
-    if probe.returncode != 0:
-        pytest.skip(f"no network namespace can be made here: {probe.stderr.strip()}")
-    done = subprocess.run(
-        [*wrapper, sys.executable, "-c", OURS], check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
     sizes = "blocksz=36864,framesz=9216,framecnt=512"
-    assert done.stdout == f"net_af_packet0,iface=mine0,{sizes},qpairs=1\n"
+    assert run_in_own_netns(OURS) == [f"net_af_packet0,iface=mine0,{sizes},qpairs=1"]
 
 
 def test_nothing_is_there() -> None:

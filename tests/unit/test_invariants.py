@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import random
-import shutil
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from check_kit import CheckedNode, Poke, build_poke, stats_of
 from simnet_kit import MS, Host, Net, S
 from tcp_segment import build_eth, build_ip, build_tcp, flag_bits
 
@@ -27,9 +23,7 @@ MAC = bytes(6)
 
 
 def stats(net: Net) -> Any:
-    out = ffi.new("struct mn_check_stats *")
-    lib.mn_check_get_stats(lib.mn_simnet_check(net.c), out)
-    return out
+    return stats_of(lib.mn_simnet_check(net.c))
 
 
 def checked(seed: int = 1, **config: int) -> Net:
@@ -147,25 +141,8 @@ def test_a_violation_is_raised_by_what_steps_the_network() -> None:
 
 
 @pytest.fixture(scope="module")
-def poke(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler to build what breaks an engine")
-    out = tmp_path_factory.mktemp("poke") / "poke.so"
-    source = repo / "tests" / "support" / "check_poke.c"
-    subprocess.run(
-        [compiler, "-std=gnu11", "-O1", "-shared", "-fPIC", f"-I{repo}", "-o", out, source],
-        check=True,
-    )
-    call = ctypes.CDLL(str(out)).poke
-    call.restype = ctypes.c_bool
-    call.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_char_p, ctypes.c_int64]
-
-    def run(host: Host, port: int, field: str, by: int = 0) -> None:
-        engine = ffi.cast("void **", host.stack)[0]  # the first member
-        assert call(int(ffi.cast("uintptr_t", engine)), port, field.encode(), by)
-
-    return run
+def poke(tmp_path_factory: pytest.TempPathFactory) -> Poke:
+    return build_poke(tmp_path_factory.mktemp("poke"))
 
 
 @pytest.fixture
@@ -205,13 +182,13 @@ def port_of(net: Net, host: Host) -> int:
     ],
 )
 def test_a_broken_engine_is_found(
-    busy: tuple[Net, Host, Host, int], poke: Callable[..., None], field: str, by: int, rule: str
+    busy: tuple[Net, Host, Host, int], poke: Poke, field: str, by: int, rule: str
 ) -> None:
     net, a, _, _ = busy
     port = port_of(net, a)
     if field == "tcb_free":
         by = 1
-    poke(a, port, field, by)
+    poke(a.stack, port, field, by)
     assert lib.mn_simnet_check_all(net.c) == -errno.EPROTO
     assert net.error.startswith("at 0.0")
     assert f"node {a.node}: " in net.error
@@ -238,7 +215,7 @@ def answer(net: Net, b: Host) -> int:
 )
 def test_what_may_only_go_forward(
     busy: tuple[Net, Host, Host, int],
-    poke: Callable[..., None],
+    poke: Poke,
     field: str,
     steps: list[int],
     rule: str,
@@ -247,14 +224,14 @@ def test_what_may_only_go_forward(
     assert answer(net, b) == 0
     assert net.advance(12 * MS) == 0
     for i, by in enumerate(steps):
-        poke(b, 7, field, by)
+        poke(b.stack, 7, field, by)
         assert answer(net, b) == (0 if i + 1 < len(steps) else -errno.EPROTO)
     assert f"node {b.node}: 10.0.0.2:7-10.0.0.1:" in net.error
     assert rule in net.error
 
 
 def test_more_in_flight_than_the_congestion_window(
-    busy: tuple[Net, Host, Host, int], poke: Callable[..., None]
+    busy: tuple[Net, Host, Host, int], poke: Poke
 ) -> None:
     net, a, _, _ = busy
     port = port_of(net, a)
@@ -263,25 +240,25 @@ def test_more_in_flight_than_the_congestion_window(
     def shrink(_frame: Any) -> int:
         """Between the sending and the look behind the pass."""
         if not poked:
-            poke(a, port, "cwnd", -100_000)
+            poke(a.stack, port, "cwnd", -100_000)
             poked.append(1)
         return int(lib.MN_RULE_PASS)
 
-    poke(a, port, "cwnd", 100_000)
+    poke(a.stack, port, "cwnd", 100_000)
     net.rule(0, 0, shrink)
     assert net.advance(20 * MS) == -errno.EPROTO
     assert "what is in flight is within the congestion window" in net.error, net.error
 
 
 def test_a_violation_is_told_once_and_the_network_can_end(
-    busy: tuple[Net, Host, Host, int], poke: Callable[..., None]
+    busy: tuple[Net, Host, Host, int], poke: Poke
 ) -> None:
     net, a, _, _ = busy
-    poke(a, port_of(net, a), "half_open", 1)
+    poke(a.stack, port_of(net, a), "half_open", 1)
     assert lib.mn_simnet_check_all(net.c) == -errno.EPROTO
     text = net.error
     assert lib.mn_simnet_check_all(net.c) == 0
-    poke(a, port_of(net, a), "half_open", -1)
+    poke(a.stack, port_of(net, a), "half_open", -1)
     assert net.advance(S) == 0
     assert net.error == text
 
@@ -296,26 +273,11 @@ def tcp_frame(
     return build_eth(MAC, MAC, build_ip(segment, A, B))
 
 
-class Frames:
-    """Frames that leave node 3, one direction of a connection."""
-
-    def __init__(self) -> None:
-        self.check = ffi.gc(lib.mn_check_new(0), lib.mn_check_free)
-        self.now = 1_500_000_000
+class Frames(CheckedNode):
+    """One direction of a connection."""
 
     def send(self, seq: int, data: bytes = b"", flags: str = "A", **fields: Any) -> None:
-        frame = tcp_frame(1000, seq, data, flags, **fields)
-        self.now += 1000
-        self.rc = lib.mn_check_frame(self.check, 3, frame, len(frame), self.now)
-
-    @property
-    def text(self) -> str:
-        return str(ffi.string(lib.mn_check_text(self.check)).decode())
-
-    def stats(self) -> Any:
-        out = ffi.new("struct mn_check_stats *")
-        lib.mn_check_get_stats(self.check, out)
-        return out
+        self.leave(tcp_frame(1000, seq, data, flags, **fields))
 
 
 @pytest.mark.parametrize("iss", [0, 1000, 2**32 - 3000])
@@ -399,12 +361,10 @@ def test_no_more_connections_than_there_is_room_for() -> None:
     for port in range(1, 31):
         frame = tcp_frame(port, 1, flags="S", ack=0)
         assert lib.mn_check_frame(check, 0, frame, len(frame), 0) == 0
-    out = ffi.new("struct mn_check_stats *")
-    lib.mn_check_get_stats(check, out)
+    out = stats_of(check)
     assert (out.flows_live, out.unfollowed) == (10, 20)
     lib.mn_check_forget(check, 0)
-    lib.mn_check_get_stats(check, out)
-    assert out.flows_live == 0
+    assert stats_of(check).flows_live == 0
 
 
 def test_a_flow_that_is_forgotten_and_used_anew_is_looked_at_once() -> None:
@@ -421,8 +381,7 @@ def test_a_flow_that_is_forgotten_and_used_anew_is_looked_at_once() -> None:
         lib.mn_check_forget(check, 0)
         send(check, 1, range(1, 4))
         assert lib.mn_check_pass(check, 1, engine, 0) == 0
-    out = ffi.new("struct mn_check_stats *")
-    lib.mn_check_get_stats(check, out)
+    out = stats_of(check)
     assert (out.looks, out.flows_live) == (3, 0)
 
 
@@ -466,9 +425,7 @@ def test_a_great_many_pieces_are_followed_with_bounded_memory() -> None:
     apps = Apps()
     for i in range(100_000):
         apps.give(bytes([i & 255]))
-    out = ffi.new("struct mn_check_stats *")
-    lib.mn_check_get_stats(apps.check, out)
-    assert out.mem_bytes <= 1 << 20
+    assert stats_of(apps.check).mem_bytes <= 1 << 20
     assert apps.take(bytes(i & 255 for i in range(100_000))) == ""
     assert "more bytes than it gave (1, not 0), after 100000 bytes" in apps.take(b"x")
 

@@ -3,22 +3,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import shutil
 import struct
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mnp_peer
 import pytest
+from check_kit import CheckedNode, Poke, build_poke, stats_of
 from mnp_peer import ACK, DATA, FIN, NO_ACK, RST, SYN, SYNACK
 from tcp_segment import build_eth, build_ip
 
 import machnet
-from machnet._native import ffi, lib
+from machnet._native import lib
 from machnet.sim import Network
 
 A, B = "10.0.0.1", "10.0.0.2"
@@ -33,7 +29,7 @@ def frame(src: str, dst: str, ports: tuple[int, int], packet: mnp_peer.Packet) -
     return build_eth(MAC, MAC, build_ip(udp, src, dst, proto=17))
 
 
-class Frames:
+class Frames(CheckedNode):
     """Packets that leave node 3, and that arrive there: one flow, after its handshake."""
 
     def __init__(
@@ -46,8 +42,8 @@ class Frames:
         iss: int = 100,
         irs: int = 5000,
     ) -> None:
-        self.check = ffi.gc(lib.mn_check_new(0), lib.mn_check_free)
-        self.now, self.ext, self.iss, self.irs = 1_500_000_000, ext, iss, irs
+        super().__init__()
+        self.ext, self.iss, self.irs = ext, iss, irs
         offer, answer = (
             mnp_peer.syn_rest(feats=bits, wnd=wnd) if ext else bytes(42)
             for bits in (mnp_peer.ALL, feats)
@@ -87,9 +83,7 @@ class Frames:
             self.rest(fields) if rest is None else rest,
             payload,
         )
-        data = frame(A, B, (1000, 7), packet)
-        self.now += 1000
-        self.rc = lib.mn_check_frame(self.check, 3, data, len(data), self.now)
+        self.leave(frame(A, B, (1000, 7), packet))
 
     def arrive(
         self,
@@ -105,15 +99,6 @@ class Frames:
         packet = mnp_peer.Packet(kind, seq, ack, 5 if payload else 0, rest, payload)
         data = frame(B, A, (7, 1000), packet)
         lib.mn_check_arrived(self.check, 3, data, len(data))
-
-    @property
-    def text(self) -> str:
-        return str(ffi.string(lib.mn_check_text(self.check)).decode())
-
-    def stats(self) -> Any:
-        out = ffi.new("struct mn_check_stats *")
-        lib.mn_check_get_stats(self.check, out)
-        return out
 
 
 def right(frames: Frames) -> None:
@@ -398,25 +383,8 @@ def test_what_is_not_known_from_its_beginning_is_left_alone() -> None:
 
 
 @pytest.fixture(scope="module")
-def poke(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("there is no C compiler to build what breaks an engine")
-    out = tmp_path_factory.mktemp("poke") / "poke.so"
-    source = repo / "tests" / "support" / "check_poke.c"
-    subprocess.run(
-        [compiler, "-std=gnu11", "-O1", "-shared", "-fPIC", f"-I{repo}", "-o", out, source],
-        check=True,
-    )
-    call = ctypes.CDLL(str(out)).poke
-    call.restype = ctypes.c_bool
-    call.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_char_p, ctypes.c_int64]
-
-    def run(host: Any, port: int, field: str, by: int) -> None:
-        engine = ffi.cast("void **", host.stack._native)[0]  # the first member
-        assert call(int(ffi.cast("uintptr_t", engine)), port, field.encode(), by)
-
-    return run
+def poke(tmp_path_factory: pytest.TempPathFactory) -> Poke:
+    return build_poke(tmp_path_factory.mktemp("poke"))
 
 
 @pytest.mark.parametrize("extended", [True, False])
@@ -428,7 +396,7 @@ def poke(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
     ],
 )
 def test_a_broken_engine_is_found(
-    poke: Callable[..., None], extended: bool, field: str, by: int, rule: str
+    poke: Poke, extended: bool, field: str, by: int, rule: str
 ) -> None:
     with Network() as net:
         a, b = net.host(A, mnp_extended=extended), net.host(B)
@@ -440,7 +408,7 @@ def test_a_broken_engine_is_found(
             sender.send(flow, b"good")
             assert receiver.recv(timeout=1).data == b"good"
         net.advance("1s")
-        poke(b, 7, field, by)
+        poke(b.stack._native, 7, field, by)
         sender.send(flow, b"more")
         with pytest.raises(machnet.InvariantError, match=rule) as error:
             net.advance("1s")
@@ -461,8 +429,7 @@ def test_a_bad_network_violates_nothing(extended: bool) -> None:
             assert message.data == bytes([i]) * 20_000
             receiver.send(message.flow, b"thanks")
             assert sender.recv(timeout=20).data == b"thanks"
-        stats = ffi.new("struct mn_check_stats *")
-        lib.mn_check_get_stats(lib.mn_simnet_check(net._native), stats)
+        stats = stats_of(lib.mn_simnet_check(net._native))
         assert stats.compared > 20_000
         assert stats.flows_live == 2
         flow.close()
@@ -471,8 +438,7 @@ def test_a_bad_network_violates_nothing(extended: bool) -> None:
         receiver.close()
         net.advance("20s")
         assert net.leaks() == []
-        lib.mn_check_get_stats(lib.mn_simnet_check(net._native), stats)
-        assert stats.unfollowed == 0
+        assert stats_of(lib.mn_simnet_check(net._native)).unfollowed == 0
 
 
 @pytest.mark.parametrize("feats", [mnp_peer.ALL, 0x3F, 0])
