@@ -308,6 +308,7 @@ static uint32_t receive(struct mn_faultnic *f, struct mn_pkt **pkts, uint32_t n,
             d->stats.dropped_size++;
             give_back(f, in[i]);
         } else if (offer(f, d, in[i])) {
+            in[i]->csum = MN_CSUM_NONE; /* "verified" is not for us to say, nor to be sent on */
             pkts[(*direct)++] = in[i];
         }
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rawnic import CSUM_PARTIAL, Meta, RawWire, check
+from rawnic import CSUM_PARTIAL, CSUM_VALID, Meta, RawWire, check
 
 from machnet._native import ffi, lib
 from machnet.testing.nic import NicHandle
@@ -266,6 +266,16 @@ def test_received_copies_may_be_sent_on(wire: RawWire) -> None:
     wire.inject(frame(1))
     assert lib.mn_nic_forward(nic.nic, nic.nic, 4) == 2
     assert nic.sent() == [(1, frame(1))] * 2
+
+
+def test_received_frames_that_were_verified_may_be_sent_on() -> None:
+    """As a bouncer does behind a TAP, whose kernel says so of what its own NIC has verified."""
+    wire = RawWire.single(rx_csum_trusted=True)
+    nic = FaultNic(wire)
+    wire.inject(frame(1), Meta(CSUM_VALID))
+    assert lib.mn_nic_forward(nic.nic, nic.nic, 4) == 1
+    assert [sent for _, sent in nic.sent()] == [frame(1)]
+    wire.close()
 
 
 def test_frame_of_a_larger_mtu_is_dropped() -> None:
