@@ -17,6 +17,7 @@ from machnet._native import ffi as native_ffi
 from machnet.dpdk import eal
 from machnet.dpdk.eal import EalError
 from machnet.dpdk.forrun import prepare
+from machnet.dpdk.marks import Mark
 from machnet.dpdk.ranges import DESCRIPTORS, POOL_MBUFS
 from machnet.dpdk.refusals import REMEDIES, not_plugged_in, refusal
 from machnet.stack.names import format_mac, parse_mac
@@ -84,8 +85,8 @@ class Port(Nic):
         _check(nap_max_us=nap_max_us, frame_room=frame_room, mac=mac)
         module = eal.start()
         self._ffi, self._lib = module.ffi, module.lib
-        #: Given back to the kernel when the port is closed.
-        self._held: BoundForRun | None = None
+        #: What ends with the port, such as that its NIC is bound.
+        self._held: list[BoundForRun | Mark] = []
         config = self._ffi.new("struct mn_dpdk_config *")
         config.port, config.queues, config.mtu = port, queues, mtu
         config.rx_desc, config.tx_desc, config.pool_mbufs = rx_desc, tx_desc, pool_mbufs
@@ -178,12 +179,12 @@ class Port(Nic):
     def _release(self) -> None:
         self._ffi.release(self._port)
         eal.drain_log()
-        if self._held is not None:
-            self._held.close()
+        while self._held:
+            self._held.pop().close()
 
-    def hold(self, held: BoundForRun | None) -> None:
+    def hold(self, held: BoundForRun | Mark) -> None:
         """What belongs to the port from now on, and ends after it."""
-        self._held = held
+        self._held.append(held)
 
 
 def _check(**values: Any) -> None:
@@ -334,8 +335,25 @@ def open_port(
         options.setdefault("frame_room", target.room)
         port = Port(number, f"dpdk:{rest}", mtu=mtu, queues=queues, **options)
         failing.pop_all()
-    port.hold(held)
+    if held is not None:
+        port.hold(held)
+    if target.interface is not None:
+        port.hold(_mark(target.interface))
     return port
+
+
+def _mark(interface: str) -> Mark:
+    """Say to others that this process is on an interface, and to its user who else is."""
+    mark = Mark(interface)
+    if mark.others:
+        who = " and ".join(f"process {pid}" if pid else "another process" for pid in mark.others)
+        log.warning(
+            "%s is used by %s too: each gets every frame that comes in, so each needs an IP address of "
+            "its own",
+            interface,
+            who,
+        )
+    return mark
 
 
 def _plug_in_target(target: Target, rest: str) -> int:

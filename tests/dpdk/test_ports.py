@@ -182,6 +182,34 @@ def test_an_interface_can_be_opened_once(veth):
     dpdk.open_port(f"net_af_packet0,iface={veth.name}").close()
 
 
+SECOND = """
+import sys
+from machnet import dpdk
+dpdk.open_port(sys.argv[1]).close()
+"""
+
+
+def test_a_second_process_on_an_interface_is_told_of_the_first(veth):
+    """Both get all frames: that is how packet sockets are, and it may be meant."""
+
+    def said() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", SECOND, f"net_af_packet0,iface={veth.name}"],
+            env={**os.environ, "MACHNET_DPDK": "huge=on,memory_mb=32"},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stderr
+
+    with contextlib.closing(dpdk.open_port(veth.name)):
+        assert said() == (
+            f"{veth.name} is used by process {os.getpid()} too: each gets every frame that comes in, so "
+            "each needs an IP address of its own\n"
+        )
+    assert said() == ""
+
+
 def test_an_mtu_that_the_interface_does_not_have(veth):
     with pytest.raises(ValueError, match=f"{veth.name} has 1500 bytes, not 3000; .*mtu 3000"):
         dpdk.open_port(veth.name, mtu=3000)
