@@ -17,7 +17,6 @@ import select
 import signal
 import subprocess
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from machnet.dpdk.bind import Machine, bind, unbind
@@ -136,12 +135,7 @@ class BoundForRun:
     def __enter__(self) -> BoundForRun:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

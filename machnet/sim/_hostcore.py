@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any
 from machnet.sim import _nsinit
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Self
 
 REQUEST_TIMEOUT_S = 10.0
@@ -227,12 +225,7 @@ class HostCore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def __del__(self) -> None:

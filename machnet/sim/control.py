@@ -29,8 +29,6 @@ from machnet.sim.nodes import Host, Node, Switch
 from machnet.sim.units import Duration, duration_ns, format_duration
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from machnet.sim.network import Network
 
 __all__ = ["ActiveFault", "Control"]
@@ -82,12 +80,7 @@ class ActiveFault:
     def __enter__(self) -> ActiveFault:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.heal()
 
     def __str__(self) -> str:

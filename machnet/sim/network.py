@@ -35,7 +35,6 @@ from machnet.stack.names import parse_interface, parse_ip, parse_mac
 
 if TYPE_CHECKING:
     import asyncio
-    from types import TracebackType
 
     from machnet.sim.links import GilbertElliott
     from machnet.sim.loop import VirtualLoop
@@ -66,12 +65,7 @@ class Network(NetworkBase):
     def __enter__(self) -> Network:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     # ---- nodes and links -------------------------------------------------------------------------

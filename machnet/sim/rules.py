@@ -12,8 +12,6 @@ from machnet._native import ffi, lib
 from machnet.sim.units import Duration, duration_ns, format_duration
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from machnet.sim.links import Link, LinkDirection
     from machnet.sim.network import Network
     from machnet.sim.nodes import Node
@@ -149,12 +147,7 @@ class Rule:
     def __enter__(self) -> Rule:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.remove()
 
     def __repr__(self) -> str:

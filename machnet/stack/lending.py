@@ -21,7 +21,6 @@ from machnet.stack.names import format_ip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from types import TracebackType
 
     from machnet.stack.clock import Clock
     from machnet.stack.stack import Stack
@@ -98,12 +97,7 @@ class Lent:
     def __enter__(self) -> Lent:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 

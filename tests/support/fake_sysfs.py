@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 from machnet.dpdk.bind import Machine
 from machnet.dpdk.links import Links
@@ -268,12 +267,7 @@ class Reacting:
         assert watch >= 0
         self._folders[watch] = folder
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._tree.on_load.clear()
         os.close(self._stop[1])
         self._thread.join()

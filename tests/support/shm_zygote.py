@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import TracebackType
 
 import machnet
 from machnet.config import ChannelSettings
@@ -59,12 +58,7 @@ class Zygote:
     def __enter__(self) -> Zygote:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._process.kill()
         self._process.wait(30)
         self._sock.close()

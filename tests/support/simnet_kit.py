@@ -15,7 +15,7 @@ from machnet._native import ffi, lib
 from machnet.config import ChannelSettings
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    pass
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -151,12 +151,7 @@ class Net:
     def __enter__(self) -> Net:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         for host in self.all:
             host.end()
         lib.mn_simnet_free(self.c)
