@@ -368,22 +368,38 @@ def start() -> Any:
             raise _failed
         ffi, lib = module.ffi, module.lib
         kept = [ffi.new("char[]", os.fsencode(arg)) for arg in args]
-        text = ffi.new("char[]", lib.MN_DPDK_ERR_BYTES)
         level = LOG_LEVELS[wanted.log_level][0]
         sys.stdout.flush()
-        rc = lib.mn_dpdk_init(len(kept), kept, max(level, 5), text, lib.MN_DPDK_ERR_BYTES)
+        rc, said = ask(lib.mn_dpdk_init, len(kept), kept, max(level, 5))
         if rc < 0:
             remedy = _REMEDIES.get(-rc, f"its arguments were {' '.join(args[1:])}")
             if -rc == errno.ENOMEM:
                 remedy = "there is not enough memory for it: a smaller memory_mb"
                 if huge:
                     remedy += f', free huge pages ({_more_pages(wanted)}) or huge="off"'
-            _failed = error(-rc, ffi.string(text).decode(errors="replace"), remedy)
+            _failed = error(-rc, said, remedy)
             raise _failed
         _started = wanted
         atexit.register(lib.mn_dpdk_fini)
         drain_log()
         return module
+
+
+def ask(function: Any, *args: Any) -> tuple[int, str]:
+    """Call a function of the extension module that says in words what went wrong.
+
+    Args:
+        function: Its last two parameters are where the words go, and how many bytes of them.
+        args: Those before.
+
+    Returns:
+        What the function returned, and the words; empty, where nothing went wrong.
+    """
+    module = native()
+    size = module.lib.MN_DPDK_ERR_BYTES
+    text = module.ffi.new("char[]", size)
+    rc = int(function(*args, text, size))
+    return rc, module.ffi.string(text).decode(errors="replace")
 
 
 #: What EAL adds to the driver's own words, and says nothing new.

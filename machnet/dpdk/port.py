@@ -95,10 +95,8 @@ class Port(Nic):
         if mac is not None:
             config.mac = list(parse_mac(mac))
         out = self._ffi.new("struct mn_nic **")
-        text = self._ffi.new("char[]", self._lib.MN_DPDK_ERR_BYTES)
-        rc = self._lib.mn_dpdk_open(config, out, text, self._lib.MN_DPDK_ERR_BYTES)
+        rc, said = eal.ask(self._lib.mn_dpdk_open, config, out)
         if rc < 0:
-            said = self._ffi.string(text).decode(errors="replace")
             if rc == -errno.EINVAL and said.partition(":")[0] in _RANGES:
                 raise ValueError(said)
             raise refusal(-rc, name, said)
@@ -222,12 +220,9 @@ def plug_in(devargs: str, name: str) -> list[int]:
         EalError: EAL does not run, or no driver takes it.
     """
     module = eal.start()
-    ffi, lib = module.ffi, module.lib
-    ports = ffi.new("uint16_t[]", _PORTS_MAX)
-    text = ffi.new("char[]", lib.MN_DPDK_ERR_BYTES)
-    rc = lib.mn_dpdk_probe(os.fsencode(devargs), ports, _PORTS_MAX, text, lib.MN_DPDK_ERR_BYTES)
+    ports = module.ffi.new("uint16_t[]", _PORTS_MAX)
+    rc, said = eal.ask(module.lib.mn_dpdk_probe, os.fsencode(devargs), ports, _PORTS_MAX)
     if rc < 0:
-        said = ffi.string(text).decode(errors="replace")
         raise not_plugged_in(-rc, name, devargs, said)
     eal.drain_log()
     return [int(ports[i]) for i in range(rc)]
@@ -266,11 +261,9 @@ def ring_pair(
     if slots & (slots - 1):
         raise ValueError(f"slots: {slots} is no power of two")
     module = eal.start()
-    ffi, lib = module.ffi, module.lib
-    ports, text = ffi.new("uint16_t[2]"), ffi.new("char[]", lib.MN_DPDK_ERR_BYTES)
-    rc = lib.mn_dpdk_ring_pair(queues, slots, ports, text, lib.MN_DPDK_ERR_BYTES)
+    ports = module.ffi.new("uint16_t[2]")
+    rc, said = eal.ask(module.lib.mn_dpdk_ring_pair, queues, slots, ports)
     if rc < 0:
-        said = ffi.string(text).decode(errors="replace")
         if rc == -errno.EINVAL:
             raise ValueError(said)
         raise eal.error(-rc, said, REMEDIES.get(-rc))
