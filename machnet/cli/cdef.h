@@ -107,7 +107,6 @@ bool mn_tcp_server_fault(struct mn_tcp_server *server, struct mn_msg_fault *faul
 uint64_t mn_tcp_server_untold(struct mn_tcp_server *server);
 uint64_t mn_tcp_server_faults(const struct mn_tcp_server *server);
 uint32_t mn_tcp_server_open_conns(const struct mn_tcp_server *server);
-uint64_t mn_tcp_server_accepted(const struct mn_tcp_server *server);
 
 #define MN_GEN_SERVER_OWED_MAX ...
 struct mn_gen_config {

@@ -56,6 +56,5 @@ uint64_t mn_tcp_server_untold(struct mn_tcp_server *server);
 /* All faults since the start but for wrong payloads, which the statistics count. */
 uint64_t mn_tcp_server_faults(const struct mn_tcp_server *server);
 uint32_t mn_tcp_server_open_conns(const struct mn_tcp_server *server);
-uint64_t mn_tcp_server_accepted(const struct mn_tcp_server *server);
 
 #endif

@@ -37,7 +37,6 @@ struct conn {
 struct mn_tcp_server {
     struct mn_msg_stats *stats;
     struct conn *conns;
-    uint64_t accepted;
     uint64_t spin_ns;
     uint32_t conns_open;
     uint32_t msg_size;
@@ -180,7 +179,6 @@ static int conn_open(struct mn_tcp_server *server, int fd, const struct sockaddr
         conn->next->prev = conn;
     server->conns = conn;
     server->conns_open++;
-    server->accepted++;
     return 0;
 }
 
@@ -398,9 +396,4 @@ uint64_t mn_tcp_server_untold(struct mn_tcp_server *server)
 uint32_t mn_tcp_server_open_conns(const struct mn_tcp_server *server)
 {
     return server->conns_open;
-}
-
-uint64_t mn_tcp_server_accepted(const struct mn_tcp_server *server)
-{
-    return server->accepted;
 }

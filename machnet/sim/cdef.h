@@ -188,7 +188,6 @@ void mn_shared_nic_close(struct mn_nic *view);
 int mn_shared_nic_join(struct mn_nic *view, struct mn_stack *s);
 void mn_shared_nic_set_now(struct mn_nic *view, uint64_t now_ns);
 void mn_shared_nic_get_stats(const struct mn_nic *view, struct mn_shared_stats *out);
-bool mn_shared_nic_dispatched(const struct mn_nic *view);
 
 int mn_vnet_check(const uint8_t *hdr, uint8_t *frame, uint32_t len, struct mn_pkt_meta *meta);
 

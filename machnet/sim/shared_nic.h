@@ -44,7 +44,5 @@ int mn_shared_nic_join(struct mn_nic *view, struct mn_stack *s);
 /* For mn_stack_watch_time. */
 void mn_shared_nic_set_now(struct mn_nic *view, uint64_t now_ns);
 void mn_shared_nic_get_stats(const struct mn_nic *view, struct mn_shared_stats *out);
-/* Whether view 0 alone has the NIC. */
-bool mn_shared_nic_dispatched(const struct mn_nic *view);
 
 #endif

@@ -218,8 +218,3 @@ void mn_shared_nic_get_stats(const struct mn_nic *view, struct mn_shared_stats *
     }
     memcpy(out, values, sizeof(*out));
 }
-
-bool mn_shared_nic_dispatched(const struct mn_nic *view)
-{
-    return ((const struct mn_view *)view)->hub->soft;
-}

@@ -118,6 +118,7 @@ def test_data_with_its_checksum_folds_to_zero(data: bytes) -> None:
     assert core_checksum(struct.pack(">H", checksum(even)) + even) == 0
 
 
+U16 = st.integers(0, 2**16 - 1)
 U32 = st.integers(0, 2**32 - 1)
 
 
@@ -129,20 +130,17 @@ def test_pseudo_header(src: int, dst: int, proto: int, length: int) -> None:
     assert lib.mn_csum_fold_seed(total) == expected ^ 0xFFFF
 
 
-@given(st.binary(min_size=8, max_size=60).filter(lambda d: len(d) % 2 == 0), U32, st.data())
+@given(st.binary(min_size=8, max_size=60).filter(lambda d: len(d) % 2 == 0), U16, st.data())
 def test_incremental_update_equals_computing_anew(
     data: bytes, now: int, draw: st.DataObject
 ) -> None:
-    at = 2 * draw.draw(st.integers(0, len(data) // 2 - 2))
+    at = 2 * draw.draw(st.integers(0, len(data) // 2 - 1))
     # RFC 1624 keeps a receiver's verdict; over all zeros both forms of zero are right.
-    (was,) = struct.unpack_from(">I", data, at)
+    (was,) = struct.unpack_from(">H", data, at)
     changed = bytearray(data)
-    struct.pack_into(">I", changed, at, now)
-    updated = lib.mn_csum_update32(checksum(data), was, now)
+    struct.pack_into(">H", changed, at, now)
+    updated = lib.mn_csum_update16(checksum(data), was, now)
     if any(changed):
         assert updated == checksum(changed)
     else:
         assert updated in (0, 0xFFFF)
-    struct.pack_into(">H", changed := bytearray(data), at, now & 0xFFFF)
-    if any(changed):
-        assert lib.mn_csum_update16(checksum(data), was >> 16, now & 0xFFFF) == checksum(changed)

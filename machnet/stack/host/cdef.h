@@ -39,7 +39,6 @@ int mn_stack_close(struct mn_stack *s);
 void mn_stack_free(struct mn_stack *s);
 
 int mn_stack_owing(struct mn_stack *s, uint32_t *out);
-bool mn_stack_threaded(const struct mn_stack *s);
 
 int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns);
 uint64_t mn_stack_deadline(const struct mn_stack *s);
@@ -73,7 +72,6 @@ int mn_chan_close(struct mn_chan *c, uint32_t linger_ms);
 
 void mn_chan_free(struct mn_chan *c);
 
-struct mn_app *mn_chan_app(struct mn_chan *c);
 uint32_t mn_chan_lane_no(const struct mn_chan *c);
 
 #define MN_LANES_MAX ...
@@ -135,7 +133,6 @@ int mn_chan_close_flow(struct mn_chan *c, uint32_t flow, uint32_t linger_ms);
 int mn_chan_flow_info(struct mn_chan *c, uint32_t flow, struct mn_app_flow_info *out);
 int64_t mn_chan_flows(struct mn_chan *c, uint32_t *ids, uint32_t n);
 int64_t mn_chan_ready(struct mn_chan *c);
-int64_t mn_chan_flow_ready(struct mn_chan *c, uint32_t flow);
 int64_t mn_chan_listen(struct mn_chan *c, uint32_t ip, uint16_t port, uint32_t proto,
                        uint32_t backlog);
 int64_t mn_chan_unlisten(struct mn_chan *c, uint32_t listener);

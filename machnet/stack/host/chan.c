@@ -5,11 +5,6 @@
 
 #include "chan_int.h"
 
-struct mn_app *mn_chan_app(struct mn_chan *c)
-{
-    return c->app;
-}
-
 struct mn_app *mn_chan_lane_app(struct mn_chan *c, uint32_t lane)
 {
     return lane < c->n_lanes ? mn_chan_at(c, lane) : NULL;
@@ -512,20 +507,6 @@ int64_t mn_chan_ready(struct mn_chan *c)
     if (rc == 0) {
         (void)mn_chan_hung_up(c);
         rc = mn_chan_ready_all(c);
-        mn_chan_leave(c);
-    }
-    return rc;
-}
-
-int64_t mn_chan_flow_ready(struct mn_chan *c, uint32_t flow)
-{
-    int64_t rc = mn_chan_enter(c);
-
-    if (rc == 0) {
-        struct mn_app *app = mn_chan_flow_app(c, &flow);
-
-        (void)mn_chan_hung_up(c);
-        rc = mn_app_flow_ready(app, flow);
         mn_chan_leave(c);
     }
     return rc;

@@ -113,7 +113,6 @@ int mn_stack_close(struct mn_stack *s);
 void mn_stack_free(struct mn_stack *s);
 /* Connections that still owe their peer something: data, FIN, or an answer. */
 int mn_stack_owing(struct mn_stack *s, uint32_t *out);
-bool mn_stack_threaded(const struct mn_stack *s);
 
 /* One pass of a stepped stack at the group's time; virtual time first goes on to now_ns if that is
  * later. Things done, or -EBUSY, -EINVAL (threaded). In a driven group it settles the group, and
@@ -159,9 +158,8 @@ int mn_chan_close(struct mn_chan *c, uint32_t linger_ms);
 /* After mn_chan_close or the close of its stack; else nothing happens. NULL is fine. */
 void mn_chan_free(struct mn_chan *c);
 /* For loops in C that own the chan: no other call of this header meanwhile but mn_chan_wait and
- * mn_chan_look. mn_chan_app is that of lane 0; mn_chan_lane_app NULL where there is no such lane;
- * mn_chan_flow_lane makes the flow's id what it is on its lane. */
-struct mn_app *mn_chan_app(struct mn_chan *c);
+ * mn_chan_look. mn_chan_lane_app is NULL where there is no such lane; mn_chan_flow_lane makes the
+ * flow's id what it is on its lane. */
 struct mn_app *mn_chan_lane_app(struct mn_chan *c, uint32_t lane);
 struct mn_app *mn_chan_flow_lane(struct mn_chan *c, uint32_t *flow);
 /* For such a loop where it finds nothing: notices that the engines' process has ended, which its
@@ -272,7 +270,6 @@ int mn_chan_close_flow(struct mn_chan *c, uint32_t flow, uint32_t linger_ms);
 int mn_chan_flow_info(struct mn_chan *c, uint32_t flow, struct mn_app_flow_info *out);
 int64_t mn_chan_flows(struct mn_chan *c, uint32_t *ids, uint32_t n);
 int64_t mn_chan_ready(struct mn_chan *c);
-int64_t mn_chan_flow_ready(struct mn_chan *c, uint32_t flow);
 int64_t mn_chan_listen(struct mn_chan *c, uint32_t ip, uint16_t port, uint32_t proto,
                        uint32_t backlog);
 int64_t mn_chan_unlisten(struct mn_chan *c, uint32_t listener);

@@ -188,11 +188,6 @@ void mn_stack_free(struct mn_stack *s)
     }
 }
 
-bool mn_stack_threaded(const struct mn_stack *s)
-{
-    return s->threaded;
-}
-
 int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns)
 {
     struct mn_group *g = s->group;

@@ -37,7 +37,6 @@ uint16_t mn_csum_fold_seed(uint32_t sum);
 uint16_t mn_csum_fold(uint32_t sum);
 uint32_t mn_csum_pseudo(uint32_t src, uint32_t dst, uint8_t proto, uint32_t len);
 uint16_t mn_csum_update16(uint16_t csum, uint16_t was, uint16_t now);
-uint16_t mn_csum_update32(uint16_t csum, uint32_t was, uint32_t now);
 
 struct mn_eth {
     uint8_t dst[6];
@@ -49,7 +48,6 @@ struct mn_eth {
     ...;
 };
 bool mn_eth_is_group(const uint8_t *mac);
-bool mn_eth_is_broadcast(const uint8_t *mac);
 int mn_eth_parse(const uint8_t *p, uint32_t len, struct mn_eth *out);
 uint32_t mn_eth_emit(uint8_t *p, const uint8_t *dst, const uint8_t *src, uint16_t type);
 

@@ -159,10 +159,4 @@ static inline uint16_t mn_csum_update16(uint16_t csum, uint16_t was, uint16_t no
     return (uint16_t)~s;
 }
 
-static inline uint16_t mn_csum_update32(uint16_t csum, uint32_t was, uint32_t now)
-{
-    csum = mn_csum_update16(csum, (uint16_t)(was >> 16), (uint16_t)(now >> 16));
-    return mn_csum_update16(csum, (uint16_t)was, (uint16_t)now);
-}
-
 #endif

@@ -9,6 +9,8 @@
 #define MN_ETH_HLEN 14u
 #define MN_ETH_ALEN 6u
 
+static_assert(2 * MN_ETH_ALEN + sizeof(uint16_t) == MN_ETH_HLEN, "an Ethernet II header");
+
 #define MN_ETHERTYPE_MIN  0x0600u /* below it the field is an 802.3 length */
 #define MN_ETHERTYPE_IPV4 0x0800u
 #define MN_ETHERTYPE_ARP  0x0806u
@@ -30,8 +32,6 @@ static inline bool mn_eth_is_group(const uint8_t mac[MN_ETH_ALEN])
 {
     return (mac[0] & 1) != 0;
 }
-
-bool mn_eth_is_broadcast(const uint8_t mac[MN_ETH_ALEN]);
 
 /* TRUNCATED; UNSUPPORTED for a VLAN tag or an 802.3 length. Any other type passes, known or not. */
 static inline int mn_eth_parse(const uint8_t *p, uint32_t len, struct mn_eth *out)

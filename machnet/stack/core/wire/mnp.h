@@ -21,12 +21,10 @@ enum mn_mnp_kind {
     MN_MNP_RST = 0x80,
 };
 
-/* msg_flags of DATA. */
+/* msg_flags of DATA; the other bits are another host's business. */
 #define MN_MNP_FIRST 0x01u
 #define MN_MNP_MORE  0x02u /* more packets of this message follow */
 #define MN_MNP_LAST  0x04u
-#define MN_MNP_FRAMING                                                                             \
-    (MN_MNP_FIRST | MN_MNP_MORE | MN_MNP_LAST) /* the other bits are another host's business */
 
 #define MN_MNP_MARKER   0x4d4e5854u /* "MNXT": SYN and SYN-ACK of extended mode */
 #define MN_MNP_VERSION  1u
