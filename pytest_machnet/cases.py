@@ -41,12 +41,14 @@ class Run:
         used: Whether a test that uses the plugin was run, here or on a worker.
         id: Tells this run from others on the machine; workers of one run share it.
         worker: "gw0" and so on, or "main" without xdist.
+        on_nic: Of the tests that are to use the NIC, how many ran, and how many were skipped.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.settings = options.from_config(config)
         self.used = False
+        self.on_nic = [0, 0]
         given: dict[str, Any] = getattr(config, "workerinput", {})
         self.worker = str(given.get("workerid", "main"))
         self.id = str(given.get("machnet_run", f"{os.getpid():x}"))
@@ -66,6 +68,26 @@ class Run:
     def on_worker(self) -> bool:
         """Whether this is a worker of xdist."""
         return self.worker != "main"
+
+    def count(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Take note of a test that is to use the NIC of this run."""
+        decided = report.when == "call" or (report.when == "setup" and not report.passed)
+        if self.settings.simulated or not decided or not uses_plugin(item):
+            return
+        if not item_settings(item).simulated:
+            self.on_nic[report.skipped and not hasattr(report, "wasxfail")] += 1
+
+    @property
+    def nothing_ran(self) -> str:
+        """That a NIC was given and all tests that would use it were skipped; "": it was used, or none would."""
+        ran, skipped = self.on_nic
+        if ran or not skipped:
+            return ""
+        nic = f"{options.KNOBS['nic'].option}={self.settings['nic']}"
+        them = (
+            "the test that uses it was" if skipped == 1 else f"all {skipped} tests that use it were"
+        )
+        return f"nothing ran on {nic}: {them} skipped (-rs says why)"
 
     def for_worker(self) -> dict[str, Any]:
         """What a worker is told."""

@@ -81,17 +81,20 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Xdist: a worker has told whether it used the plugin."""
-    output = getattr(node, "workeroutput", None) or {}
+    """Xdist: a worker has told whether it used the plugin, and its NIC."""
+    output, run = getattr(node, "workeroutput", None) or {}, node.config.stash[cases.RUN]
     if output.get("machnet_used"):
-        node.config.stash[cases.RUN].used = True
+        run.used = True
+    told = output.get("machnet_on_nic", (0, 0))
+    run.on_nic = [mine + theirs for mine, theirs in zip(run.on_nic, told, strict=True)]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Keep the base seed for the next run; a worker tells whether it used it."""
     run = session.config.stash[cases.RUN]
     if run.on_worker:
-        session.config.workeroutput["machnet_used"] = run.used  # type: ignore[attr-defined]
+        told = {"machnet_used": run.used, "machnet_on_nic": run.on_nic}
+        session.config.workeroutput.update(told)  # type: ignore[attr-defined]
 
 
 def pytest_unconfigure() -> None:
@@ -101,8 +104,14 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Under xdist, where nothing is collected here, the line comes last; and the seed is kept."""
+    """Under xdist, where nothing is collected here, the line comes last; and the seed is kept.
+
+    A run on a NIC in which all was skipped is green, and says that it has tested nothing.
+    """
     run = config.stash[cases.RUN]
+    if run.nothing_ran:
+        terminalreporter.write_sep("=", "machnet", yellow=True)
+        terminalreporter.write_line(run.nothing_ran, yellow=True)
     if not run.used:
         return
     seeds.remember(config, run.base)
@@ -184,6 +193,7 @@ def pytest_runtest_makereport(
     if call.excinfo is not None:
         _release(item.config)
     made = yield
+    item.config.stash[cases.RUN].count(item, made)
     lab = item.stash.get(cases.LAB, None)
     if lab is not None and made.failed:
         report.add_section(item, call, made, lab)

@@ -223,3 +223,32 @@ def test_any_nic_string_will_do(outer):
     """
     args = ("--machnet-nic=wire:w0?loss=0.5", "--machnet-ip=10.5.0.1/24")
     outer(source, *args).assert_outcomes(passed=1)
+
+
+SKIPPED = """
+    import pytest
+
+    def test_one(posix_peer): pass
+
+    @pytest.mark.skip
+    def test_two(machnet_channel): pass
+
+    def test_without_the_plugin(): pass
+"""
+NOTHING = (
+    "nothing ran on --machnet-nic=wire:w0: all 2 tests that use it were skipped (-rs says why)"
+)
+
+
+@pytest.mark.parametrize("args", [(), ("-n", "1")])
+def test_a_run_in_which_all_was_skipped_says_that_nothing_ran(outer, args):
+    result = outer(SKIPPED, "--machnet-nic=wire:w0", *args)
+    result.assert_outcomes(passed=1, skipped=2)
+    result.stdout.fnmatch_lines(["*= machnet =*", NOTHING])
+
+
+def test_a_run_in_which_something_ran_does_not(outer):
+    ran = "@pytest.mark.xfail(raises=OSError)\n    def test_it(machnet_channel): raise OSError"
+    result = outer(f"{SKIPPED}\n    {ran}\n", "--machnet-nic=wire:w0")
+    result.assert_outcomes(passed=1, skipped=2, xfailed=1)
+    result.stdout.no_fnmatch_line("nothing ran on *")
