@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from machnet._native import ffi, lib
 from machnet.errors import flow_error, os_error
 from machnet.stack.batches import Batches
-from machnet.stack.chanbase import OF_STEPPING, ChannelBase, linger_to_ms, seconds
+from machnet.stack.chanbase import OF_STEPPING, ChannelBase, buffer_of, linger_to_ms, seconds
 from machnet.stack.flows import Flow, Listener, Message
 from machnet.stack.names import parse_ip, parse_port, parse_protocol
 
@@ -248,7 +248,7 @@ class Channel(ChannelBase):
             rc = self._put(flow, data, length)
         else:
             # Let go before an error is raised: its traceback would keep the caller's buffer pinned.
-            with ffi.from_buffer(data) as raw:
+            with buffer_of(data) as raw:
                 length = len(raw)
                 rc = self._put(flow, raw, length)
         if rc >= 0:

@@ -42,8 +42,12 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise RunError(str(text)) from error
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = (
+                error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+            )
+        raise RunError(text) from error
 
 
 def finish(ctx: click.Context, reporter: Reporter, go: Callable[[], int]) -> NoReturn:
@@ -56,6 +60,11 @@ def finish(ctx: click.Context, reporter: Reporter, go: Callable[[], int]) -> NoR
     except KeyboardInterrupt:
         # Before the run begins or after its summary: in between the run ends by itself, with one.
         reporter.error("interrupted")
+        code = 1
+    except BrokenPipeError:
+        raise  # who reads our lines has seen enough: click ends us without a word
+    except OSError as error:
+        reporter.error(error.strerror or str(error))
         code = 1
     ctx.exit(code)
 

@@ -104,15 +104,9 @@ def _check_addresses(nic: NicConfig) -> Iterator[str]:
         yield f"ip: {nic.ip} has another length than prefix, which is {nic.prefix}"
         return
     try:
-        interface = ipaddress.IPv4Interface(nic.address)
+        ipaddress.IPv4Interface(nic.address)
     except ValueError:
         yield f"ip: {nic.ip!r} is not an IPv4 address, such as 10.0.0.2"
-        return
-    network = interface.network
-    if network.prefixlen < 31 and interface.ip in {network[0], network[-1]}:
-        yield f"ip: {interface.ip} is the address of network {network} itself or its broadcast"
-    if nic.gateway is not None and nic.gateway == str(interface.ip):
-        yield f"gateway: {nic.gateway} is the address of this NIC"
         return
     try:
         native_config(nic.address, nic.gateway, nic.settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from machnet._native import ffi, lib
@@ -166,17 +167,34 @@ class ChannelBase:
 
 def seconds(timeout: float) -> float:
     """A timeout, checked; what is over thirty years is for ever."""
-    if not timeout >= 0:
-        raise ValueError(f"timeout: {timeout!r} is no number of seconds from 0 on")
+    _check_seconds("timeout", timeout)
     return min(timeout, 1e9)
+
+
+def _check_seconds(what: str, value: Any) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{what}: {value!r} is no number of seconds")
+    if not value >= 0:
+        raise ValueError(f"{what}: {value!r} is no number of seconds from 0 on")
+
+
+def buffer_of(data: object) -> Any:
+    """The bytes of an object as C sees them, for use in a ``with``.
+
+    Raises:
+        TypeError: It has none.
+        BufferError: They do not lie one behind the other.
+    """
+    if isinstance(data, str):
+        raise TypeError(f"data: bytes are wanted, not a str: {data[:20]!r}; encode() it first")
+    return ffi.from_buffer(data)
 
 
 def linger_to_ms(linger: float | None) -> int:
     """What the core calls a linger time in seconds, checked; None: the default."""
     if linger is None:
         return _LINGER_DEFAULT
-    if not linger >= 0:
-        raise ValueError(f"linger: {linger!r} is no number of seconds from 0 on")
+    _check_seconds("linger", linger)
     if linger == 0:
         return 0
     return int(min(max(linger * 1000, 1), _LINGER_DEFAULT - 1))

@@ -486,6 +486,8 @@ def open_nic(spec: str, mtu: int | None = None, queues: int = 1, *, bind: bool =
     """
     from machnet.sim.nicstr import parse_nic
 
+    if not isinstance(spec, str):
+        raise TypeError(f"nic: a NIC is a string such as 'tap:mn0', or a Nic, not {spec!r}")
     parsed = parse_nic(spec)
     if bind and parsed.scheme != "dpdk":
         raise ValueError(
@@ -545,6 +547,8 @@ def _wire_config(
     checksums: bool,
     segmentation: bool,
 ) -> Any:
+    if 0 in (mtu, queue_frames):  # which the native side takes for its own default
+        _check_wire(-errno.EINVAL, mtu, queue_frames)
     config = ffi.new("struct mn_wire_config *")
     config.mtu, config.queue_frames = mtu, queue_frames
     for i, mac in enumerate(macs):

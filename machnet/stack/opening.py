@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
 from machnet.errors import ConcurrentUseError, os_error
-from machnet.stack.names import parse_interface, parse_ip
+from machnet.stack.names import format_ip, parse_interface, parse_ip
 
 if TYPE_CHECKING:
     from machnet.config import Settings
@@ -61,9 +61,16 @@ def native_config(ip: str, gateway: str | None, settings: Settings) -> Any:
     lib.mn_config_defaults(config)
     config.isn_option = True  # one owner: no other tenant's numbers can be made known
     config.ip, config.prefix = parse_interface(ip)
+    mask = (0xFFFFFFFF << (32 - config.prefix)) & 0xFFFFFFFF
+    if config.prefix < 31 and config.ip & ~mask & 0xFFFFFFFF in {0, ~mask & 0xFFFFFFFF}:
+        network = f"{format_ip(config.ip & mask)}/{config.prefix}"
+        raise ValueError(
+            f"ip: {format_ip(config.ip)} is the address of network {network} itself or its broadcast"
+        )
     if gateway is not None:
         config.gateway = parse_ip(gateway, "gateway")
-        mask = (0xFFFFFFFF << (32 - config.prefix)) & 0xFFFFFFFF
+        if config.gateway == config.ip:
+            raise ValueError(f"gateway: {gateway} is the address of this NIC")
         if (config.gateway ^ config.ip) & mask:
             raise ValueError(f"gateway: {gateway} is not in the network of {ip}")
     for name, value in settings.given().items():
@@ -99,6 +106,8 @@ def set_secret(
     if seed is None and virtual:
         seed = 0
     size = len(config.secret)
+    if seed is not None and not isinstance(seed, int):
+        raise TypeError(f"seed: {seed!r} is no integer")
     if seed is not None:
         lib.mn_host_seeded(seed & (2**64 - 1), config.secret, size)
         return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from machnet._native import ffi, lib
 from machnet.errors import os_error
-from machnet.stack.chanbase import OF_STEPPING
+from machnet.stack.chanbase import OF_STEPPING, buffer_of
 from machnet.stack.names import parse_ip, parse_port
 from machnet.stack.sockopts import TCP_ISN, SocketOptions
 
@@ -217,7 +217,7 @@ class Socket(SocketOptions):
         if isinstance(data, bytes):
             return self._put(flow, data, options)
         # Let go before an error leaves here: its traceback would keep the caller's buffer pinned.
-        with ffi.from_buffer(data) as raw:
+        with buffer_of(data) as raw:
             return self._put(flow, raw, options)
 
     def _put(self, flow: Flow, raw: Any, options: int) -> int:

@@ -210,10 +210,8 @@ def test_connect_from_an_address_that_is_not_ours(tcp):
 def test_connect_to_no_host(labs, address):
     lab = labs()
     sock = lab.socket()
-    errno_of(lambda: sock.connect((address, 80)))
-    assert errno_of(lambda: sock.connect((address, 80))) in (
-        *("EADDRNOTAVAIL", "ENETUNREACH", "EHOSTUNREACH", "EACCES", "EINVAL"),
-    )
+    assert errno_of(lambda: sock.connect((address, 80))) == "EINPROGRESS"
+    assert errno_of(lambda: sock.connect((address, 80))) == "ENETUNREACH"
     lab.advance(SEC)
     assert lab.frames == []
 

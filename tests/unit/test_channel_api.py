@@ -129,6 +129,14 @@ def test_a_timeout_is_a_number_of_seconds(pair, timeout):
         pair.client.connect("10.0.0.1", "10.0.0.2", 888, protocol="tcp", timeout=timeout)
 
 
+def test_what_is_no_number_of_seconds_is_named(pair):
+    pair.listen()
+    with pytest.raises(TypeError, match="timeout: '1' is no number of seconds"):
+        pair.client.recv(timeout="1")
+    with pytest.raises(TypeError, match="linger: '1' is no number of seconds"):
+        pair.connect().close(linger="1")
+
+
 # --- messages -------------------------------------------------------------------------------------
 
 
@@ -164,8 +172,12 @@ def test_any_bytes_like_object_can_be_sent(net):
     for data in (b"abc", bytearray(b"abc"), memoryview(b"xabc")[1:], memoryview(bytearray(b"abc"))):
         assert net.client.send(flow, data) == 3
         assert net.server.recv(timeout=5).data == b"abc"
-    for wrong in ("abc", None, 5):
-        with pytest.raises(TypeError):
+    for wrong, text in (
+        ("abc", "bytes are wanted, not a str: 'abc'"),
+        (None, "bytes"),
+        (5, "bytes"),
+    ):
+        with pytest.raises(TypeError, match=text):
             net.client.send(flow, wrong)
 
 

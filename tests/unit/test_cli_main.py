@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 
 import machnet
 from machnet.cli import main as cli
+from machnet.cli import msg_gen
 
 
 def test_version_names_the_package() -> None:
@@ -87,3 +89,24 @@ def test_the_console_script_is_installed() -> None:
     assert scripts["machnet"].load() is cli.main
     assert scripts["msg_gen"].value == "machnet.cli.msg_gen:main"
     assert scripts["tcp_msg_gen"].value == "machnet.cli.tcp_msg_gen:main"
+
+
+def test_a_file_that_cannot_be_made_is_named(tmp_path: pathlib.Path) -> None:
+    arguments = ["--local_ip=10.0.0.2", f"--nic=link:{tmp_path}/cable", f"--pcap={tmp_path}/no/x"]
+    result = CliRunner().invoke(msg_gen.main, arguments)
+    assert result.exit_code == 1
+    assert f"msg_gen: {tmp_path}/no/x: No such file or directory\n" in result.output
+
+
+def test_lines_that_cannot_be_written_end_a_run_without_a_traceback() -> None:
+    code = "from machnet.cli.tcp_msg_gen import main; main()"
+    with pathlib.Path("/dev/full").open("w", encoding="utf-8") as full:
+        run = subprocess.run(
+            [sys.executable, "-c", code, "--local_ip=127.0.0.1", "--local_port=0"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (run.returncode, run.stderr) == (1, "tcp_msg_gen: No space left on device\n")

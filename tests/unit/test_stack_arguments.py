@@ -45,6 +45,10 @@ def stack() -> Iterator[machnet.Stack]:
         ({"mtu": 9000}, ValueError, "MTU of 1500 bytes already"),
         ({"ip": "0.0.0.0/24"}, ValueError, "ip"),
         ({"ip": "224.0.0.1/24"}, ValueError, "ip"),
+        ({"ip": "10.0.0.0/24"}, ValueError, "10.0.0.0 is the address of network 10.0.0.0/24"),
+        ({"ip": "10.0.255.255/16"}, ValueError, "network 10.0.0.0/16 itself or its broadcast"),
+        ({"gateway": "10.0.0.2"}, ValueError, "gateway: 10.0.0.2 is the address of this NIC"),
+        ({"seed": "7"}, TypeError, "seed: '7' is no integer"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, error, text):
@@ -66,6 +70,24 @@ def test_a_nic_string_that_cannot_be_opened_is_explained(nic, text):
     with pytest.raises(ValueError, match=r".") as caught:
         machnet.Stack(nic, ip="10.0.0.2/24")
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("ip", ["10.0.0.0/31", "10.0.0.255/32", "10.0.1.0/23"])
+def test_where_a_network_has_no_address_of_its_own_any_is_a_hosts(ip):
+    with machnet.Stack(Wire(), ip=ip) as stack:
+        assert f"{stack.ip}/{stack.prefix}" == ip
+
+
+@pytest.mark.parametrize("nic", [5, None])
+def test_what_is_no_nic_is_named(nic):
+    with pytest.raises(TypeError, match=f"nic: a NIC is a string .* not {nic}"):
+        machnet.Stack(nic, ip="10.0.0.2/24")
+
+
+@pytest.mark.parametrize("arguments", [{"mtu": 0}, {"queue_frames": 0}])
+def test_a_wire_of_nothing_is_refused(arguments):
+    with pytest.raises(ValueError, match="MTU of 68 to 65535 bytes and queues of 1 to 262144"):
+        Wire(**arguments)
 
 
 @pytest.mark.parametrize(("settings", "least"), [({}, 168), ({"mss_min_bytes": 536}, 616)])

@@ -287,10 +287,10 @@ struct mn_tcb *mn_tcp_passive(struct mn_engine *e, const struct mn_seg *s, uint3
 
 static int check_remote(const struct mn_engine *e, uint32_t raddr, uint16_t rport)
 {
-    if (rport == 0 || mn_ip_is_martian_source(raddr) || mn_ip_is_broadcast(e, raddr)) {
-        return -EINVAL;
+    if (mn_ip_is_multicast(raddr) || mn_ip_is_broadcast(e, raddr)) {
+        return -ENETUNREACH; /* as Linux says it: there is no route for a connection to many */
     }
-    return 0;
+    return rport == 0 || mn_ip_is_martian_source(raddr) ? -EINVAL : 0;
 }
 
 int mn_tcp_endpoints(struct mn_engine *e, uint8_t l4, uint32_t *laddr, uint16_t *lport,
