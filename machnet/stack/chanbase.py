@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from machnet._native import ffi, lib
@@ -172,9 +171,11 @@ def seconds(timeout: float) -> float:
 
 
 def _check_seconds(what: str, value: Any) -> None:
-    if not isinstance(value, Real):
-        raise TypeError(f"{what}: {value!r} is no number of seconds")
-    if not value >= 0:
+    try:
+        right = value >= 0
+    except TypeError:
+        raise TypeError(f"{what}: {value!r} is no number of seconds") from None
+    if not right:
         raise ValueError(f"{what}: {value!r} is no number of seconds from 0 on")
 
 
