@@ -53,8 +53,11 @@ class Lent:
 
     @property
     def lanes(self) -> tuple[int, ...]:
-        """Which channel of each stack it is: `SocketInfo.channel` of its flows."""
-        return tuple(lib.mn_lent_lane(self._native, i) for i in range(len(self._stacks)))
+        """Which channel of each stack it is: `SocketInfo.channel` of its flows. () once it is closed."""
+        with self._lock:
+            if self._native is None:
+                return ()
+            return tuple(lib.mn_lent_lane(self._native, i) for i in range(len(self._stacks)))
 
     def close_fds(self) -> None:
         """Close this process's copies of the application's descriptors."""

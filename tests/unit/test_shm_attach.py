@@ -281,6 +281,27 @@ def test_what_is_no_channel_is_refused(stack):
         attach_to(lent).close()
 
 
+def test_a_loan_that_has_ended_has_no_lanes(stack):
+    """Who asks may be another thread than who ends it."""
+    lent = lend([stack], SMALL)
+    assert lent.lanes == (0,)
+    seen, running = {(0,)}, threading.Event()
+
+    def ask() -> None:
+        running.set()
+        while lent.lanes:
+            pass
+        seen.add(lent.lanes)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert running.wait(10)
+    lent.close(0)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert seen == {(0,), ()}
+
+
 def test_descriptors_are_not_inherited(stack):
     with lend([stack], SMALL) as lent:
         assert not any(os.get_inheritable(fd) for fd in lent.fds)

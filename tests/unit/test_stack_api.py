@@ -299,6 +299,27 @@ def test_threads_that_close_one_stack_at_once(has_thread):
     assert all("another thread" in text for text in refused)
 
 
+def test_a_stepped_stack_may_be_asked_for_its_deadline_while_it_is_closed():
+    for _ in range(50):
+        stack = machnet.Stack(Wire(), ip="10.0.0.2/24")
+        running = threading.Event()
+
+        def ask(stack: machnet.Stack = stack, running: threading.Event = running) -> None:
+            with contextlib.suppress(ValueError):  # closed
+                while True:
+                    running.set()
+                    assert stack.deadline() in {None, 0}
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert running.wait(10)
+        while not stack.closed:
+            with contextlib.suppress(machnet.ConcurrentUseError):
+                stack.close(0)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_the_thread_can_be_pinned():
     cpu = min(os.sched_getaffinity(0))
     with machnet.Stack(Wire(), ip="10.0.0.2", thread=True, cpu=cpu) as stack:

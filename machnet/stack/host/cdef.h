@@ -41,7 +41,7 @@ void mn_stack_free(struct mn_stack *s);
 int mn_stack_owing(struct mn_stack *s, uint32_t *out);
 
 int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns);
-uint64_t mn_stack_deadline(const struct mn_stack *s);
+uint64_t mn_stack_deadline(struct mn_stack *s);
 
 int mn_stack_neighbor(struct mn_stack *s, uint32_t ip, const uint8_t mac[6]);
 int64_t mn_stack_run(struct mn_stack *s, int64_t (*fn)(void *arg), void *arg);

@@ -118,7 +118,8 @@ int mn_stack_owing(struct mn_stack *s, uint32_t *out);
  * later. Things done, or -EBUSY, -EINVAL (threaded). In a driven group it settles the group, and
  * time that would have to go on is -EINVAL. */
 int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns);
-uint64_t mn_stack_deadline(const struct mn_stack *s);
+/* When a stepped stack wants its next pass; 0, which is now, while another thread steps it. */
+uint64_t mn_stack_deadline(struct mn_stack *s);
 
 /* Each runs in the engine's thread when there is one. 0, or a negative errno; -ECHILD in a process
  * that was forked off after mn_stack_start. */

@@ -226,9 +226,21 @@ int64_t mn_stack_poll(struct mn_stack *s, uint64_t now_ns)
     return done;
 }
 
-uint64_t mn_stack_deadline(const struct mn_stack *s)
+uint64_t mn_stack_deadline(struct mn_stack *s)
 {
-    return s->engine == NULL || s->threaded ? MN_NEVER : mn_stack_due(s);
+    uint64_t due = MN_NEVER;
+
+    if (s->threaded || s->engine == NULL) {
+        return MN_NEVER;
+    }
+    if (!mn_group_enter(s->group)) {
+        return 0;
+    }
+    if (s->engine != NULL) {
+        due = mn_stack_due(s);
+    }
+    mn_group_leave(s->group);
+    return due;
 }
 
 struct neighbor_args {
