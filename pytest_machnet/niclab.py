@@ -260,15 +260,15 @@ class NicLab(Lab):
 
     def _plug_veth(self) -> str:
         """Have the other end of the veth in the namespace; the NIC string of this one."""
-        from machnet.sim.kernel_host import KernelHostError, change_link, leave_alone
-        from pytest_machnet import ends
+        from machnet.sim.kernel_host import KernelHostError, change_link
+        from pytest_machnet import borrowed, ends
 
         assert self._veth is not None
         kernel, nic = self.kernel(), self._nic
         try:
             if self._end is not None:
-                leave_alone(self._veth)
-                change_link(self._veth, state="up")
+                borrowed.take_end(self._end.name)
+                borrowed.take_near(self._veth)
                 kernel.adopt(self._end.name)
                 self._exits.callback(kernel.give_back, self._end.name)
             else:
@@ -409,6 +409,8 @@ class NicLab(Lab):
         return made
 
     def _agent_peer(self, where: Where | str | None, iface: str | None) -> PosixPeer:
+        from pytest_machnet import borrowed
+
         settings = self.case.settings
         wanted = settings["peer_ip"]
         if wanted is None and settings["peer"] is not None and not settings["peer"].scheme:
@@ -418,7 +420,8 @@ class NicLab(Lab):
             agent = peers.agent_at(where)
             ip, interface = peers.locate(agent, iface, wanted, settings["ip"])
             if self._veth is not None and iface is not None:
-                peers.finish_frames(agent, self._veth, iface)
+                borrowed.take_near(self._veth)
+                borrowed.take_far(agent, iface)
         except (OSError, ValueError) as error:
             raise pytest.fail.Exception(f"posix_peer: {error}", pytrace=False) from None
         self._addresses.add(ip)

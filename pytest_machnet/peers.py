@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ipaddress
-import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -380,19 +379,3 @@ def locate(agent: Agent, iface: str | None, wanted: str | None, own_ip: str) -> 
         f"{agent.name} has no address {wanted or f'in {own.network}'} (it has {has}): say "
         "--machnet-ip, --machnet-peer-ip, or with ?iface=NAME which interface there is to get one"
     )
-
-
-def finish_frames(agent: Agent, near: str, far: str) -> None:
-    """See to it that a veth of this machine is up and that only whole frames come over it.
-
-    Raises:
-        OSError: That can't be done.
-    """
-    from machnet.sim import _nsinit
-    from machnet.sim.kernel_host import change_link, leave_alone
-
-    leave_alone(near)
-    change_link(near, state="up")
-    # In the namespace of the agent, which is on this machine.
-    load = "import runpy, sys; runpy.run_path(sys.argv[1])['_op_offloads'](sys.argv[2], False)"
-    agent.run([sys.executable, "-I", "-S", "-c", load, _nsinit.__file__, far])

@@ -98,7 +98,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """End the agents of a run that had any."""
+    """Give back interfaces that tests ran on, and end the agents of a run that had any."""
+    if (borrowed := sys.modules.get("pytest_machnet.borrowed")) is not None:
+        borrowed.give_back_all()
     if (peers := sys.modules.get("pytest_machnet.peers")) is not None:
         peers.close_agents()
 

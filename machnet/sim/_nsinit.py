@@ -249,13 +249,17 @@ def _ethtool(sock: socket.socket, name: str, command: int, value: int = 0) -> in
     return data[1]
 
 
-def _op_offloads(name: str, on: bool | None) -> Reply:
-    """Switch every offload of an interface (None: leave them), and say how they stand."""
+def _op_offloads(name: str, on: bool | list[str] | None) -> Reply:
+    """Switch every offload of an interface, and say how they stand.
+
+    With a list these are on and no others; None: they stay as they are.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         if on is not None:
             for feature, (_, command) in _OFFLOADS.items():
                 try:
-                    _ethtool(sock, name, command, int(on))
+                    wanted = on if isinstance(on, bool) else feature in on
+                    _ethtool(sock, name, command, int(wanted))
                 except OSError as error:  # noqa: PERF203 (six rounds)
                     # What a device has not got can't be on; that it can't be set is no failure.
                     if error.errno != errno.EOPNOTSUPP:

@@ -87,7 +87,25 @@ def links():
                 change_link(name, delete=True)
 
 
+def state(name: str) -> dict[str, str]:
+    """What the plugin changes of an interface of this namespace."""
+    found = {"offloads": sh("ethtool", "-k", name)}
+    found["flags"] = sh("cat", f"/sys/class/net/{name}/flags")
+    for key in ("ipv4 forwarding", "ipv4 arp_ignore", "ipv4 rp_filter", "ipv6 disable_ipv6"):
+        family, setting = key.split()
+        found[key] = sh("cat", f"/proc/sys/net/{family}/conf/{name}/{setting}")
+    found["ipv6"] = sh("ip", "-6", "-br", "addr", "show", "dev", name, "scope", "global")
+    return found
+
+
 def test_every_sort_of_other_end(links, pytester):
+    sh("ip", "addr", "add", "fd66::1/64", "dev", f"us{TAG}", "nodad")
+    sh("sysctl", "-qw", f"net.ipv4.conf.el{TAG}.forwarding=1")
+    mine = [
+        f"{kind}{TAG}{end}"
+        for kind, end in (("un", ""), ("un", "b"), ("us", ""), ("us", "b"), ("el", ""))
+    ]
+    before = {name: state(name) for name in mine}
     listener = links.socket()
     port = agent.start_service("echo", listener, "10.67.0.2", lambda _: None)
     pytester.makepyfile(test_inner=SOURCE.replace("TAG", TAG).replace("PORT", str(port)))
@@ -105,5 +123,5 @@ def test_every_sort_of_other_end(links, pytester):
         ]
     )
     assert "During handling" not in result.stdout.str()
-    # What was lent is back.
-    assert f"un{TAG}b" in sh("ip", "-o", "link")
+    # What was lent is back, and as it was.
+    assert {name: state(name) for name in mine} == before
