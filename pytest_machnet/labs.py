@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from machnet import Channel
     from machnet.sim.units import Duration
     from pytest_machnet.cases import Case
 
@@ -62,6 +63,13 @@ class Pcap(Protocol):
         """What was recorded so far (`machnet.sim.Network.packets`), or its end."""
 
 
+class Attachable(Protocol):
+    """What channels are attached to."""
+
+    def attach(self, **settings: int) -> Channel:
+        """See `machnet.Stack.attach`."""
+
+
 class Lab(ABC):
     """What the fixtures of one test are made from."""
 
@@ -69,6 +77,8 @@ class Lab(ABC):
         self.case = case
         self._made: dict[str, Any] = {}
         self._folder: Path | None = None
+        #: Those that the test attached; here they live until the end.
+        self._channels: list[Channel] = []
         self._addresses = {str(ipaddress.IPv4Interface(case.settings["ip"]).ip)}
         #: What the failure section says, once it has been asked for.
         self.section: list[str] | None = None
@@ -106,6 +116,22 @@ class Lab(ABC):
     def missing(self, name: str, why: str) -> NoReturn:
         """Skip the test: what it uses does not exist here."""
         pytest.skip(f"{name}: {why} ({self.where})")
+
+    @abstractmethod
+    def local(self) -> Attachable:
+        """The host with the local stack."""
+
+    def make_channel(self) -> Callable[..., Channel]:
+        """A function that attaches channels to the local stack."""
+        host = self.local()
+
+        def machnet_channel(**settings: int) -> Channel:
+            """Attach a channel to the local stack; arguments as for machnet.Stack.attach."""
+            channel = host.attach(**settings)
+            self._channels.append(channel)
+            return channel
+
+        return machnet_channel
 
     @property
     @abstractmethod

@@ -118,7 +118,6 @@ class NicLab(Lab):
         super().__init__(case)
         self._exits = contextlib.ExitStack()
         self._hosts: list[NicHost] = []
-        self._channels: list[Channel] = []
         self._kernel: KernelHost | None = None
         self._failed = False
         self._late_packets: list[str] = []
@@ -345,18 +344,6 @@ class NicLab(Lab):
             nic = Faulty(nic, seed=self.case.seed, rx=back, **link)
             self._exits.callback(nic.close)
         return nic
-
-    def make_channel(self) -> Callable[..., Channel]:
-        """A function that attaches channels to the local stack."""
-        host = self.local()
-
-        def machnet_channel(**settings: int) -> Channel:
-            """Attach a channel to the local stack; arguments as for machnet.Stack.attach."""
-            channel = host.attach(**settings)
-            self._channels.append(channel)
-            return channel
-
-        return machnet_channel
 
     def make_peer(self) -> NicHost:
         """A second machnet host."""

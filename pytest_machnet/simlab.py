@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from machnet.channel import Channel
     from machnet.sim.network import Network
     from machnet.sim.nodes import Host, Node
     from machnet.sim.records import PacketRecord
@@ -89,7 +88,6 @@ class SimLab(Lab):
         self.net = TestNetwork(case.seed)
         self._local: Host | None = None
         self._switch: Node | None = None
-        self._channels: list[Channel] = []
         self._closed = False
         self._set_faults()
         if self.wants_capture():
@@ -168,18 +166,6 @@ class SimLab(Lab):
             return host
 
         return machnet_host
-
-    def make_channel(self) -> Callable[..., Channel]:
-        """A function that attaches channels to the local stack."""
-        host = self.local()
-
-        def machnet_channel(**settings: int) -> Channel:
-            """Attach a channel to the local stack; arguments as for machnet.Stack.attach."""
-            channel = host.attach(**settings)
-            self._channels.append(channel)
-            return channel
-
-        return machnet_channel
 
     def make_peer(self) -> Host:
         """The host across the link."""

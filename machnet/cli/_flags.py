@@ -202,6 +202,16 @@ def run_options(*, spin_us: int) -> Callable[[_F], _F]:
     )
 
 
+#: The option of both message generators that comes last.
+connect_timeout: Callable[[_F], _F] = click.option(
+    "--connect_timeout",
+    type=Seconds(),
+    default=10.0,
+    show_default=True,
+    help="How long to wait for the connection (client).",
+)
+
+
 def message_options(
     *, msg_size_min: int, local_ip: str | None, own_stack: bool = False
 ) -> Callable[[_F], _F]:

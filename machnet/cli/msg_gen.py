@@ -21,7 +21,7 @@ from machnet.cli._endpoint import NativeClient, NativeServer, fill_config
 from machnet.cli._flags import (
     GflagsCommand,
     Integer,
-    Seconds,
+    connect_timeout,
     message_options,
     parameters_of,
 )
@@ -228,13 +228,7 @@ def _check_usage(ctx: click.Context, settings: dict[str, Any]) -> None:
 @click.option(
     "--pcap", type=click.Path(dir_okay=False), help="Write all frames to this pcapng file."
 )
-@click.option(
-    "--connect_timeout",
-    type=Seconds(),
-    default=10.0,
-    show_default=True,
-    help="How long to wait for the connection (client).",
-)
+@connect_timeout
 @click.pass_context
 def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
     """Send messages through machnet, or answer them.

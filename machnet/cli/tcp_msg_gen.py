@@ -17,7 +17,7 @@ import click
 
 from machnet._native import ffi
 from machnet.cli._endpoint import NativeClient, NativeServer, fill_config
-from machnet.cli._flags import GflagsCommand, Seconds, message_options, parameters_of
+from machnet.cli._flags import GflagsCommand, connect_timeout, message_options, parameters_of
 from machnet.cli._report import Reporter, reason_text
 from machnet.cli._run import RunError, finish, run
 
@@ -131,13 +131,7 @@ def _run_server(reporter: Reporter, settings: dict[str, Any]) -> int:
     cls=GflagsCommand, name=TOOL, context_settings={"help_option_names": ["-h", "--help"]}
 )
 @message_options(msg_size_min=8, local_ip="0.0.0.0")  # noqa: S104 - as the original has it
-@click.option(
-    "--connect_timeout",
-    type=Seconds(),
-    default=10.0,
-    show_default=True,
-    help="How long to wait for the connection (client).",
-)
+@connect_timeout
 @click.pass_context
 def main(ctx: click.Context, /, *, as_json: bool, **settings: Any) -> None:
     """Send framed messages over a POSIX TCP socket, or answer them.

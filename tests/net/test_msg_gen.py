@@ -17,7 +17,21 @@ from pathlib import Path
 
 import pytest
 from gen_lab import OUR_IP, PORT, Lab, open_lab, to_kernel, to_machnet
-from tcp_tool import KIB, MIB, TIMEOUT_S, Tool, frame, payload, receive_message, reset
+from tcp_tool import (
+    KIB,
+    MIB,
+    TIMEOUT_S,
+    Tool,
+    frame,
+    over_the_limit,
+    payload,
+    receive_message,
+    reset,
+    reset_in_a_message,
+    too_short,
+    torn,
+    torn_prefix,
+)
 
 from machnet._native import lib
 from machnet.sim import KernelHost
@@ -290,33 +304,6 @@ def test_an_idle_server_sleeps(lab, engine):
 
 
 # --- peers that do wrong -----------------------------------------------------------------------
-
-
-def over_the_limit(sock: socket.socket) -> None:
-    sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    with contextlib.suppress(ConnectionResetError):
-        assert sock.recv(1) == b""
-
-
-def too_short(sock: socket.socket) -> None:
-    sock.sendall(frame(1) + struct.pack(">I", 7) + bytes(7))
-    with contextlib.suppress(ConnectionResetError):
-        assert receive_message(sock) == payload(1, 64)
-        assert sock.recv(1) == b""
-
-
-def torn(sock: socket.socket) -> None:
-    sock.sendall(frame(1)[:30])
-
-
-def torn_prefix(sock: socket.socket) -> None:
-    sock.sendall(frame(1)[:3])
-
-
-def reset_in_a_message(sock: socket.socket) -> None:
-    sock.sendall(frame(1) + frame(2)[:30])
-    receive_message(sock)
-    reset(sock)
 
 
 @both_engines

@@ -23,10 +23,14 @@ from tcp_tool import (
     client_args,
     connect,
     frame,
+    over_the_limit,
     payload,
     receive_message,
-    reset,
+    reset_in_a_message,
+    too_short,
     tools,
+    torn,
+    torn_prefix,
 )
 
 RATES = r"TX/RX \(msg/sec, Gbps\): \(\d+\.\dK/\d+\.\dK, \d+\.\d{3}/\d+\.\d{3}\)"
@@ -130,38 +134,14 @@ def test_server_holds_many_connections_at_once(server):
                 assert receive_message(sock) == payload(1000 * turn + index, 64)
 
 
-def garbage(sock: socket.socket) -> None:
-    sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    with contextlib.suppress(ConnectionResetError):
-        assert sock.recv(1) == b""
-
-
-def short_length(sock: socket.socket) -> None:
-    sock.sendall(frame(1) + struct.pack(">I", 7) + bytes(7))
-    with contextlib.suppress(ConnectionResetError):
-        assert receive_message(sock) == payload(1, 64)
-        assert sock.recv(1) == b""
-
-
-def torn(sock: socket.socket) -> None:
-    sock.sendall(frame(1)[:30])
-
-
-def torn_prefix(sock: socket.socket) -> None:
-    sock.sendall(frame(1)[:3])
-
-
-def reset_in_a_message(sock: socket.socket) -> None:
-    sock.sendall(frame(1) + frame(2)[:30])
-    receive_message(sock)
-    reset(sock)
-
-
 @pytest.mark.parametrize(
     ("misbehave", "message"),
     [
-        (garbage, r"127\.0\.0\.1:PORT: message length 1195725856 is not in 8 to 8388608 bytes"),
-        (short_length, r"127\.0\.0\.1:PORT: message length 7 is not in 8 to 8388608 bytes"),
+        (
+            over_the_limit,
+            r"127\.0\.0\.1:PORT: message length 1195725856 is not in 8 to 8388608 bytes",
+        ),
+        (too_short, r"127\.0\.0\.1:PORT: message length 7 is not in 8 to 8388608 bytes"),
         (torn, r"127\.0\.0\.1:PORT: .* in the middle of a message, 30 bytes into it"),
         (torn_prefix, r"127\.0\.0\.1:PORT: .* in the middle of a message, 3 bytes into it"),
         (reset_in_a_message, r"127\.0\.0\.1:PORT: Connection reset by peer"),
@@ -189,7 +169,7 @@ def test_server_does_not_flood_its_log(server):
     process, port = server
     for _ in range(200):
         with connect(port) as sock:
-            garbage(sock)
+            over_the_limit(sock)
     process.signal(signal.SIGTERM)
     code, out, err = process.end()
     assert code == 0

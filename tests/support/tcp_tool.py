@@ -50,6 +50,38 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+# ---- peers that do wrong -----------------------------------------------------------------------
+
+
+def over_the_limit(sock: socket.socket) -> None:
+    """Not framed at all."""
+    sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    with contextlib.suppress(ConnectionResetError):
+        assert sock.recv(1) == b""
+
+
+def too_short(sock: socket.socket) -> None:
+    """A message without room for its number."""
+    sock.sendall(frame(1) + struct.pack(">I", 7) + bytes(7))
+    with contextlib.suppress(ConnectionResetError):
+        assert receive_message(sock) == payload(1, 64)
+        assert sock.recv(1) == b""
+
+
+def torn(sock: socket.socket) -> None:
+    sock.sendall(frame(1)[:30])
+
+
+def torn_prefix(sock: socket.socket) -> None:
+    sock.sendall(frame(1)[:3])
+
+
+def reset_in_a_message(sock: socket.socket) -> None:
+    sock.sendall(frame(1) + frame(2)[:30])
+    receive_message(sock)
+    reset(sock)
+
+
 class Tool:
     """A running message generator whose output can be waited for.
 

@@ -132,9 +132,8 @@ def test_congestion_avoidance_ack_division(tcp):
     assert p.info().cwnd <= before + MSS
 
 
-@pytest.mark.rows(90)
-def test_established_restart_after_idle(tcp):
-    """After an RTO without sending, a burst is at most the initial window."""
+def grown(tcp):
+    """A connection whose window has grown with all that was sent and acknowledged."""
     p = tp.established(tcp(WIDE))
     p.send("A")
     p.write(150 * MSS)
@@ -145,6 +144,13 @@ def test_established_restart_after_idle(tcp):
         p.lab.advance(10 * MS)
         for seg in got:
             p.send("A", ack=seg.end)
+    return p
+
+
+@pytest.mark.rows(90)
+def test_established_restart_after_idle(tcp):
+    """After an RTO without sending, a burst is at most the initial window."""
+    p = grown(tcp)
     assert p.info().send_queue == 0
     assert p.info().cwnd > 40 * MSS
     p.lab.advance(10 * SEC)
@@ -154,16 +160,7 @@ def test_established_restart_after_idle(tcp):
 
 @pytest.mark.rows(90)
 def test_established_no_restart_without_idle(tcp):
-    p = tp.established(tcp(WIDE))
-    p.send("A")
-    p.write(150 * MSS)
-    for _ in range(20):
-        got = p.drain()
-        if not got:
-            break
-        p.lab.advance(10 * MS)
-        for seg in got:
-            p.send("A", ack=seg.end)
+    p = grown(tcp)
     p.lab.advance(20 * MS)
     p.write(100 * MSS)
     assert len(p.drain()) > 30

@@ -9,31 +9,11 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
 
 import pytest
-from channel_net import MS, Net, make_net, pattern
+from channel_net import MS, make_net, pattern
 
 import machnet
-
-
-@pytest.fixture(params=["pair", "threaded"])
-def net(request: pytest.FixtureRequest) -> Iterator[Net]:
-    with make_net(request.param) as net:
-        yield net
-
-
-@pytest.fixture
-def pair() -> Iterator[Net]:
-    with make_net("pair") as net:
-        yield net
-
-
-@pytest.fixture
-def threaded() -> Iterator[Net]:
-    with make_net("threaded") as net:
-        yield net
-
 
 # --- listening and connecting ---------------------------------------------------------------------
 

@@ -3,20 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-from channel_net import Net, make_net
+from channel_net import make_net
 from shm_local import attached
 
 import machnet
 from machnet.sim import Wire
-
-
-@pytest.fixture(params=["pair", "threaded"])
-def net(request: pytest.FixtureRequest) -> Iterator[Net]:
-    with make_net(request.param) as net:
-        yield net
 
 
 def collect(channel: machnet.Channel, count: int) -> list[machnet.Message]:

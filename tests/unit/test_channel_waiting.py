@@ -14,29 +14,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from channel_net import MS, Net, make_net, pattern
+from channel_net import MS, Net, pattern
 
 import machnet
 from machnet.sim import Wire
-
-
-@pytest.fixture(params=["pair", "threaded"])
-def net(request: pytest.FixtureRequest) -> Iterator[Net]:
-    with make_net(request.param) as net:
-        yield net
-
-
-@pytest.fixture
-def pair() -> Iterator[Net]:
-    with make_net("pair") as net:
-        yield net
-
-
-@pytest.fixture
-def threaded() -> Iterator[Net]:
-    with make_net("threaded") as net:
-        yield net
-
 
 # --- streams --------------------------------------------------------------------------------------
 
