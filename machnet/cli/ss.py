@@ -11,9 +11,6 @@ import click
 from machnet.cli._asking import asking, pick, socket_option
 from machnet.cli._flags import GflagsCommand, Integer
 
-# MN_FLOW_NONE of the core.
-_NO_FLOW = 2**32 - 1
-
 
 def _address(pair: list[Any]) -> str:
     ip, port = pair
@@ -48,7 +45,7 @@ def details(row: dict[str, Any]) -> str:
         words.append(f"backoff:{row['backoff']}")
     words += [f"nic:{row['nic']}", f"engine:{row['engine']}"]
     # Who has closed it has no number for it any more.
-    if row["flow"] != _NO_FLOW:
+    if row["flow"] is not None:
         words.append(f"flow:{row['flow']}")
     return " ".join(words)
 

@@ -127,7 +127,7 @@ def sockets(engines: Engines, channels: list[ChannelRecord]) -> list[dict[str, A
             owners = channel_owner(channels, number)
             for info in stack.sockets():
                 row = msgspec.to_builtins(info)
-                owner = owners.get(info.channel)
+                owner = None if info.channel is None else owners.get(info.channel)
                 row |= {"nic": port.nic.name, "engine": number, "lane": info.channel}
                 row["channel"] = owner.number if owner is not None else None
                 row["pid"] = owner.pid if owner is not None else None

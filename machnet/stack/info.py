@@ -42,8 +42,8 @@ class SocketInfo(msgspec.Struct, frozen=True, kw_only=True):
         remote: The peer's; ("0.0.0.0", 0) for a listener.
         state: One of `TCP_STATES`.
         protocol: "udp", "tcp" or "stream"; "tcp" for either of the latter once no channel has it any more.
-        channel: Number of the channel that it belongs to.
-        flow: Its id there.
+        channel: Number of the channel that it belongs to; None once its application has closed it.
+        flow: Its id there; None as well.
         mss: Payload bytes of a full segment.
         snd_una: First sequence number not acknowledged.
         snd_nxt: Next sequence number to be sent.
@@ -67,8 +67,8 @@ class SocketInfo(msgspec.Struct, frozen=True, kw_only=True):
     remote: tuple[str, int]
     state: str
     protocol: str
-    channel: int
-    flow: int
+    channel: int | None
+    flow: int | None
     mss: int
     snd_una: int
     snd_nxt: int
@@ -90,13 +90,14 @@ class SocketInfo(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def from_native(cls, info: Any) -> SocketInfo:
         """A Python copy of a ``struct mn_sock_info``."""
+        nobodys = info.flow == lib.MN_FLOW_NONE
         return cls(
             local=(format_ip(info.local_ip), info.local_port),
             remote=(format_ip(info.remote_ip), info.remote_port),
             state=TCP_STATES[info.state],
             protocol=protocol_name(info.proto),
-            channel=info.lane,
-            flow=info.flow,
+            channel=None if nobodys else info.lane,
+            flow=None if nobodys else info.flow,
             mss=info.mss,
             snd_una=info.snd_una,
             snd_nxt=info.snd_nxt,

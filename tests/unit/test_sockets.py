@@ -331,8 +331,8 @@ def test_nothing_waits_to_be_sent_in_time_wait(net):
     net.a.advance(MS)
     (left,) = net.a.sockets()
     assert (left.state, left.send_queue) == ("TIME-WAIT", 0)
-    # No channel has it any more, but it is still one of TCP's.
-    assert left.protocol == "tcp"
+    # No channel has it any more, also not the next one of that number, but it is still one of TCP's.
+    assert (left.protocol, left.channel, left.flow) == ("tcp", None, None)
 
 
 def test_what_came_before_a_reset_is_read_after_it_was_told(net):

@@ -317,7 +317,7 @@ static void sock_info(const struct mn_engine *e, const struct mn_tcb *t, struct 
         .state = t->state,
         .proto = t->mcb != MN_NIL ? MN_PROTO_UDP : MN_PROTO_TCP,
         .mss = (uint16_t)t->mss,
-        .lane = t->lane,
+        .lane = MN_NIL,
         .flow = MN_FLOW_NONE,
         .snd_una = t->snd_una,
         .snd_nxt = t->snd_nxt,
@@ -342,6 +342,8 @@ static void sock_info(const struct mn_engine *e, const struct mn_tcb *t, struct 
     if (t->user != NULL && t->lane != MN_NIL) {
         const struct mn_lane *l = e->lanes[t->lane];
 
+        /* Of those alone: the number of a lane that is gone may be another application's by now. */
+        out->lane = t->lane;
         out->flow = mn_lane_flow_id(l, &l->slots[t->slot]);
         out->proto = l->slots[t->slot].proto;
         out->rcvq_bytes += l->slots[t->slot].unread_bytes;
