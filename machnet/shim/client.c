@@ -98,18 +98,30 @@ static void delist(struct mn_client *c)
     pthread_mutex_unlock(&all_lock);
 }
 
+/* A number is forgotten with its channel: two channels of one number, and the record of one of them
+ * would outlive it. */
 static int remember(struct mn_client *c, struct mn_chan *chan, uint32_t channel)
 {
     struct attached *a = malloc(sizeof(*a));
+    int rc = 0;
 
     if (a == NULL) {
         return -ENOMEM;
     }
+    *a = (struct attached){.chan = chan, .channel = channel};
     pthread_mutex_lock(&all_lock);
-    *a = (struct attached){.chan = chan, .channel = channel, .next = c->chans};
-    c->chans = a;
+    for (const struct attached *other = c->chans; other != NULL; other = other->next) {
+        rc = other->channel == channel ? -EPROTO : rc;
+    }
+    if (rc == 0) {
+        a->next = c->chans;
+        c->chans = a;
+    }
     pthread_mutex_unlock(&all_lock);
-    return 0;
+    if (rc < 0) {
+        free(a);
+    }
+    return rc;
 }
 
 static void forget(struct mn_client *c, uint32_t channel)
@@ -215,7 +227,8 @@ static int receive(int fd, struct reply *r)
     return 0;
 }
 
-/* The answer to request `id`; those to requests that were given up are passed over. */
+/* The answer to request `id`; those to requests that were given up are passed over, which is no
+ * reason to wait longer. */
 static int await(int fd, const struct mn_ctrl_req *req, struct reply *r, uint64_t end_ns)
 {
     for (;;) {
@@ -232,6 +245,9 @@ static int await(int fd, const struct mn_ctrl_req *req, struct reply *r, uint64_
             return 0;
         } else {
             close_fds(r);
+            if (mn_host_now_ns() >= end_ns) {
+                return -ETIMEDOUT;
+            }
         }
     }
 }
@@ -389,6 +405,15 @@ int mn_client_open(struct mn_client **out, const char *path, const char *app_nam
     return 0;
 }
 
+/* What the answer says of the channel is what its memory says. */
+static int check_geometry(struct mn_chan *chan, const struct mn_chan_geometry *said)
+{
+    struct mn_chan_geometry geo;
+    int rc = mn_chan_geometry(chan, &geo);
+
+    return rc == 0 && memcmp(&geo, said, sizeof(geo)) != 0 ? -EPROTO : rc;
+}
+
 /* Makes a channel of an answer's descriptors, which it takes over or closes. */
 static int attach_reply(struct mn_client *c, struct reply *r, uint64_t spin_ns,
                         struct mn_chan **out)
@@ -408,7 +433,8 @@ static int attach_reply(struct mn_client *c, struct reply *r, uint64_t spin_ns,
         if (rc < 0) {
             close_fds(r);
         } else {
-            rc = remember(c, *out, r->rep.channel);
+            rc = check_geometry(*out, &r->rep.geo);
+            rc = rc < 0 ? rc : remember(c, *out, r->rep.channel);
             if (rc < 0) {
                 (void)mn_chan_close(*out, 0);
                 mn_chan_free(*out);

@@ -45,6 +45,27 @@ static int remote_map(struct mn_chan *c, int memfd, uint32_t n_lanes)
     return rc;
 }
 
+/* Whether a descriptor may be used without looking, for what comes from the other side: a kick is a
+ * write that neither waits nor raises a signal, a wake-up is read from a socket. An eventfd is of
+ * no type of file. */
+static bool remote_fds_ok(const struct mn_chan_fds *fds)
+{
+    struct stat st;
+
+    if (fstat(fds->wake, &st) < 0 || !S_ISSOCK(st.st_mode)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < fds->n_lanes; i++) {
+        int flags = fcntl(fds->kick[i], F_GETFL);
+
+        if (flags < 0 || (flags & O_NONBLOCK) == 0 || fstat(fds->kick[i], &st) < 0 ||
+            (st.st_mode & S_IFMT) != 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static int remote_apps(struct mn_chan *c, const struct mn_chan_fds *fds)
 {
     struct mn_remote *r = c->remote;
@@ -76,6 +97,9 @@ static int remote_open(struct mn_chan *c, const struct mn_chan_fds *fds)
 {
     int rc = remote_map(c, fds->memfd, fds->n_lanes);
 
+    if (rc == 0 && !remote_fds_ok(fds)) {
+        rc = -EPROTO;
+    }
     if (rc == 0) {
         rc = remote_apps(c, fds);
     }

@@ -220,7 +220,8 @@ bool mn_chan_look_again(struct mn_chan *c)
     }
     switch (c->fd_mode) {
     case MN_FD_LEVEL:
-        return (mn_chan_ready_all(c) & something) == 0 && !chan_arm(c);
+        /* What is owed to an engine that has no room for it is no reason: it can take for ever. */
+        return (mn_chan_ready_all(c) & something) == 0 && !chan_arm(c) && mn_chan_poll_all(c) > 0;
     case MN_FD_EDGE:
         if (c->remote != NULL) {
             mn_remote_clear(c); /* a socket that is full would have no more edges */

@@ -334,9 +334,10 @@ uint32_t mn_multi_accept(struct mn_chan *c, uint32_t listener)
 
 uint32_t mn_multi_listener(struct mn_chan *c, uint32_t lane, uint32_t listener)
 {
-    const struct mn_multi *m = c->remote->multis;
+    const struct mn_multi *m;
 
-    mn_multi_go_on(c); /* a flow may be here before the answer that its listener exists */
+    mn_multi_go_on(c);     /* a flow may be here before the answer that its listener exists */
+    m = c->remote->multis; /* records end above */
     while (m != NULL && !(has(m->listens, lane) && m->ids[lane] == listener)) {
         m = m->next;
     }

@@ -75,14 +75,18 @@ void mn_os_wake_send(int fd)
     }
 }
 
+/* More than a socket holds: a sender that keeps up with us is not waited for. */
+#define WAKE_READS_MAX 8192
+
 bool mn_os_wake_drain(int fd)
 {
     uint8_t bytes[256];
     ssize_t got;
+    int n = 0;
 
     do {
         got = recv(fd, bytes, sizeof(bytes), MSG_DONTWAIT);
-    } while (got == (ssize_t)sizeof(bytes));
+    } while (got == (ssize_t)sizeof(bytes) && ++n < WAKE_READS_MAX);
     return got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
 }
 
