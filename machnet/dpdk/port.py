@@ -341,8 +341,8 @@ def _mark(interface: str) -> Mark:
     if mark.others:
         who = " and ".join(f"process {pid}" if pid else "another process" for pid in mark.others)
         log.warning(
-            "%s is used by %s too: each gets every frame that comes in, so each needs an IP address of "
-            "its own",
+            "%s is used by %s too: each gets every frame that comes in, and none that the other sends; "
+            "each needs an IP address of its own",
             interface,
             who,
         )
