@@ -9,6 +9,7 @@ to do now, and a blocking call steps it until there is an answer.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ class Channel(ChannelBase):
         self._listeners: dict[int, Listener] = {}
         # The engine's half must go before the memory of the handle does.
         self._finalizer = weakref.finalize(self, _finalize, native, stack.core)
+        _Exit.watch()
 
     # ---- connections -----------------------------------------------------------------------------
 
@@ -429,7 +431,7 @@ class Channel(ChannelBase):
         if self._closed:
             return
         rc = lib.mn_chan_close_flow(self._native, flow.id, linger_to_ms(linger))
-        if rc < 0 and rc != -errno.ENOTCONN:
+        if rc < 0 and rc not in {-errno.ENOTCONN, -errno.EBADF}:
             self._fail(rc, f"closing {flow}")
         self._flows.pop(flow.id, None)
         if flow._error is None:
@@ -545,7 +547,29 @@ class Channel(ChannelBase):
         return f"<Channel of {self.stack}{', closed' if self._closed else ''}>"
 
 
+class _Exit:
+    """Whether the interpreter is at its end."""
+
+    watched = False
+    begun = False
+
+    @classmethod
+    def watch(cls) -> None:
+        """To be called once a `weakref.finalize` exists: what is registered last runs first."""
+        if not cls.watched:
+            cls.watched = True
+            atexit.register(cls._begin)
+
+    @classmethod
+    def _begin(cls) -> None:
+        cls.begun = True
+
+
 def _finalize(native: Any, core: StackCore | RemoteStack) -> None:
     """A channel that was forgotten is closed, as if its application had exited."""
+    if _Exit.begun:
+        # Objects with a __del__, such as asyncio's StreamWriter, come by here after this, and in any
+        # order: the memory stays, and says that the channel is closed.
+        ffi.gc(native, None)
     if not core.closed:
         lib.mn_chan_close(native, _LINGER_DEFAULT)

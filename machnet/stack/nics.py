@@ -114,7 +114,8 @@ class Nic:
     @property
     def mac(self) -> str:
         """The NIC's own address, as "02:4d:4e:00:00:01"."""
-        return format_mac(bytes(self._info().mac))
+        info = self._info()  # its array is no copy
+        return format_mac(bytes(info.mac))
 
     @property
     def queues(self) -> int:

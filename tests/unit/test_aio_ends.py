@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -143,3 +146,36 @@ def test_a_stack_outlives_the_loop_of_its_streams(stack):
     assert not hub.transports
     assert not hub.servers
     assert not server.is_serving()
+
+
+def test_streams_that_are_open_at_the_end_of_the_interpreter_are_let_go_in_any_order():
+    """`StreamWriter.__del__` comes when the channel's memory may have gone before it."""
+    code = """if True:
+        import asyncio
+        from machnet import aio
+        from machnet.sim import Network
+
+        def leave_open():
+            net = Network(seed=7)
+            a, b = net.host("10.0.0.1"), net.host("10.0.0.2")
+            net.link(a, b)
+
+            async def main():
+                await aio.start_server(b.stack, lambda reader, writer: None, "10.0.0.2", 80)
+                await aio.open_connection(a.stack, "10.0.0.2", 80)
+                await asyncio.sleep(1)
+
+            net.run(main())
+
+        leave_open()
+    """
+    # Freed memory is overwritten then, where CPython frees it itself.
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONMALLOC": "debug"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, "")
