@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sim_net import frame, host_pair, number_of, raw_pair, transfer
+from sim_net import frame, framed_flow, host_pair, number_of, raw_pair, transfer
 
 from machnet.sim import (
     Clog,
@@ -150,9 +150,7 @@ def test_switches_with_a_loop_of_links() -> None:
 def test_a_host_that_is_paused_stands_still() -> None:
     net, a, b = host_pair(latency="1ms")
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        server, client, flow = framed_flow(a, b)
         with b.paused():
             assert b.is_paused
             client.send(flow, b"hello")
@@ -173,9 +171,7 @@ def test_a_host_that_is_paused_stands_still() -> None:
 def test_a_crash_is_silent_and_kills_channels() -> None:
     net, a, b = host_pair()
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        server, client, flow = framed_flow(a, b)
         client.send(flow, b"hello")
         server.recv(timeout=1)
         net.run_until_idle()
@@ -200,9 +196,7 @@ def test_a_crash_is_silent_and_kills_channels() -> None:
 def test_a_host_that_starts_anew_knows_nothing_of_before() -> None:
     net, a, b = host_pair()
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        _server, client, flow = framed_flow(a, b)
         net.run_until_idle()
         assert b.restart(msl_ms=500) is b
         assert b.up

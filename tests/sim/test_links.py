@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sim_net import frame, host_pair, number_of, raw_pair
+from sim_net import frame, framed_flow, host_pair, number_of, raw_pair
 
 from machnet.sim import GilbertElliott, Network
 
@@ -41,9 +41,7 @@ def test_without_a_bandwidth_all_arrive_together_and_in_order() -> None:
 def test_a_ping_between_hosts_takes_twice_the_latency() -> None:
     net, a, b = host_pair(latency="1ms", bandwidth=None)
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        server, client, flow = framed_flow(a, b)
         start = net.now_ns
         client.send(flow, b"ping")
         message = server.recv(timeout=1)

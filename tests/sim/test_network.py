@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from sim_net import frame, host_pair, raw_pair, transfer
+from sim_net import frame, framed_flow, host_pair, raw_pair, transfer
 
 import machnet
 from machnet.errors import DeadlockError, ReentrantError, SimulationLimitError
@@ -275,9 +275,7 @@ def test_run_until_what_can_never_be_is_a_deadlock() -> None:
 def test_idle_is_when_nothing_is_under_way() -> None:
     net, a, b = host_pair(latency="1ms")
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        _server, client, flow = framed_flow(a, b)
         client.send(flow, b"x")
         net.run_until_idle()
         # The delayed acknowledgement was waited for; nothing else was.
@@ -301,9 +299,7 @@ def test_idle_comes_after_what_is_on_schedule() -> None:
 def test_what_keeps_a_network_busy_is_told() -> None:
     net, a, b = host_pair()
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        _server, client, flow = framed_flow(a, b)
         net.partition([a], [b])
         client.send(flow, b"x")
         with pytest.raises(SimulationLimitError) as error:
@@ -318,9 +314,7 @@ def test_what_keeps_a_network_busy_is_told() -> None:
 def test_eventually_gives_the_value() -> None:
     net, a, b = host_pair(latency="1ms")
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        server, client, flow = framed_flow(a, b)
         client.send(flow, b"hello")
         message = net.eventually(server.try_recv, within="1s")
         assert message is not None
@@ -493,9 +487,7 @@ def test_what_is_left_open_is_told() -> None:
 def test_connections_that_can_not_end_in_peace_end_all_the_same() -> None:
     net, a, b = host_pair()
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        server, client, flow = framed_flow(a, b)
         net.partition([a], [b])
         client.send(flow, b"x" * 100_000)
         client.close()

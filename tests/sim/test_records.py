@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sim_net import frame, host_pair, raw_pair
+from sim_net import frame, framed_flow, host_pair, raw_pair
 
 from machnet.sim import Network
 
@@ -131,9 +131,7 @@ def test_records_outlive_the_network(tmp_path: Path) -> None:
 def test_sockets_and_timers_of_all_hosts() -> None:
     net, a, b = host_pair(latency="1ms")
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        _server, client, flow = framed_flow(a, b)
         net.run_until_idle()
         net.partition([a], [b])
         client.send(flow, b"x" * 100)
@@ -154,9 +152,7 @@ def test_sockets_and_timers_of_all_hosts() -> None:
 def test_timers_of_a_skewed_host_are_told_in_the_networks_time() -> None:
     net, a, b = host_pair()
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        _server, client, flow = framed_flow(a, b)
         net.run_until_idle()
         a.skew(ppm=-500_000, jump="1h")
         net.partition([a], [b])

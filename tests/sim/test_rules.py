@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sim_net import frame, host_pair, number_of, raw_pair, transfer
+from sim_net import frame, framed_flow, host_pair, number_of, raw_pair, transfer
 
 from machnet.errors import ReentrantError
 from machnet.sim import DROP, DUPLICATE, PASS, Hop, delay, replace
@@ -132,9 +132,7 @@ def test_a_rule_for_all_links_is_for_those_to_come_too() -> None:
 def test_what_a_rule_raises_the_call_raises_and_the_network_goes_on() -> None:
     net, a, b = host_pair()
     with net:
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        server, client, flow = framed_flow(a, b)
 
         def broken(packet: Packet, hop: Hop) -> None:
             raise LookupError("no such thing")

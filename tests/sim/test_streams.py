@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 import pytest
-from sim_net import host_pair, transfer
+from sim_net import framed_flow, host_pair, transfer
 
 from machnet.sim import DROP, PASS, Network
 
@@ -75,9 +75,7 @@ def test_a_lost_acknowledgement_is_no_round_trip() -> None:
     with Network() as net:
         a, b = net.host("10.0.0.1"), net.host("10.0.0.2", delack_us=0)
         net.link(a, b, latency="1ms")
-        server, client = b.attach(), a.attach()
-        server.listen(b.ip, 7, protocol="tcp")
-        flow = client.connect(a.ip, b.ip, 7, protocol="tcp")
+        _server, client, flow = framed_flow(a, b)
         for _ in range(10):
             client.send(flow, b"x")
             net.run_until_idle()

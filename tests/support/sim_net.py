@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from machnet import Channel, Flow
 from machnet.sim import Network
 from machnet.sim.nodes import Host, RawHost
 
@@ -24,6 +25,13 @@ def host_pair(seed: int = 1, **params: Any) -> tuple[Network, Host, Host]:
     a, b = net.host("10.0.0.1"), net.host("10.0.0.2")
     net.link(a, b, **params)
     return net, a, b
+
+
+def framed_flow(a: Host, b: Host) -> tuple[Channel, Channel, Flow]:
+    """The server's and the client's channel, and the flow of framed messages from ``a`` to ``b``."""
+    server, client = b.attach(), a.attach()
+    server.listen(b.ip, 7, protocol="tcp")
+    return server, client, client.connect(a.ip, b.ip, 7, protocol="tcp")
 
 
 def frame(sender: RawHost, receiver: RawHost, number: int = 0, size: int = 60) -> bytes:

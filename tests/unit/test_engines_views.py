@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from engines_net import OURS, PEER, echo, net
+from wire_bench import WireBench
 
 import machnet
 from machnet._native import ffi
@@ -21,26 +22,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class ViewBench:
+class ViewBench(WireBench):
     """The first view of a wire with one queue, or with several."""
 
-    wire_marks = True
-
     def __init__(self, queues: int, **settings: bool) -> None:
-        self.wire = Wire(queues=queues, **settings)
+        super().__init__(queues=queues, **settings)
         self.shared = SharedNic(self.wire, 3)
         self.nic = NicHandle(self.shared.views[0].native)
 
-    def deliver(self, frame: bytes) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self.wire.inject(frame)
-
-    def collect(self) -> list[bytes]:
-        return [frame for _, frame in self.wire.drain()]
-
     def close(self) -> None:
         self.shared.close()
-        self.wire.close()
+        super().close()
 
 
 @pytest.mark.parametrize("queues", [1, 3])

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from wire_bench import WireBench
 
 from machnet import Stack
 from machnet.sim import Faulty, GilbertElliott, Wire
@@ -181,26 +182,17 @@ def test_hand_fed_wire_is_fed_through_the_layer() -> None:
         assert stack.stats()["rx_frames"] == 1
 
 
-class FaultyBench:
+class FaultyBench(WireBench):
     """The layer on a hand-fed wire, for the kit of driver authors."""
 
-    wire_marks = True
-
     def __init__(self, **faults: Any) -> None:
-        self.wire = Wire()
+        super().__init__()
         self.faulty = Faulty(self.wire, **faults)
         self.nic = NicHandle(self.faulty.native)
 
-    def deliver(self, frame: bytes) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self.wire.inject(frame)
-
-    def collect(self) -> list[bytes]:
-        return [frame for _, frame in self.wire.drain()]
-
     def close(self) -> None:
         self.faulty.close()
-        self.wire.close()
+        super().close()
 
 
 @pytest.mark.parametrize("faults", [{}, {"mtu": 1500}], ids=["plain", "mtu"])

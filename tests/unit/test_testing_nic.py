@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from wire_bench import WireBench
 
 from machnet.sim import KernelHost, Tap, Wire
 from machnet.sim.faulty import Faulty
@@ -28,26 +29,6 @@ from machnet.testing.nic import (
 )
 
 CHECKS = dict(nic_checks())
-
-
-class WireBench:
-    """A wire that is fed by hand."""
-
-    wire_marks = True
-
-    def __init__(self, **settings: Any) -> None:
-        self.wire = Wire(**settings)
-        self.nic = NicHandle(self.wire.native)
-
-    def deliver(self, frame: bytes) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self.wire.inject(frame)
-
-    def collect(self) -> list[bytes]:
-        return [frame for _, frame in self.wire.drain()]
-
-    def close(self) -> None:
-        self.wire.close()
 
 
 class PairBench:

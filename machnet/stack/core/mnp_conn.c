@@ -329,30 +329,21 @@ static bool rtx_fire(struct mn_engine *e, struct mn_tcb *t)
     return true;
 }
 
-static bool due(struct mn_engine *e, uint64_t *at)
-{
-    if (*at == 0 || *at > e->now_ns) {
-        return false;
-    }
-    *at = 0;
-    return true;
-}
-
 void mn_mnp_fire(struct mn_engine *e, struct mn_tcb *t)
 {
     struct mn_mcb *m = mn_mcb_of(e, t);
 
-    if (due(e, &t->delack_at)) {
+    if (mn_tcp_timer_due(e, &t->delack_at)) {
         e->stats.mnp_acks_delayed++;
         m->answers = MN_MNP_ANSWERS / 2;
         t->flags |= MN_TF_ACK_NOW;
         mn_tcp_mark_dirty(e, t);
     }
-    if (due(e, &m->reo_at)) {
+    if (mn_tcp_timer_due(e, &m->reo_at)) {
         mn_mnp_detect_lost(e, t);
         mn_tcp_mark_dirty(e, t);
     }
-    if (due(e, &t->rtx_at) && !rtx_fire(e, t)) {
+    if (mn_tcp_timer_due(e, &t->rtx_at) && !rtx_fire(e, t)) {
         return;
     }
     mn_tcp_fire_slow(e, t);

@@ -308,6 +308,8 @@ uint32_t mn_ooo_sack_blocks(struct mn_engine *e, struct mn_tcb *t, struct mn_sac
 
 /* tcp_timer.c */
 void mn_tcp_timer_set(struct mn_engine *e, struct mn_tcb *t, uint64_t *field, uint64_t at_ns);
+/* Whether this one has come; then it is off. */
+bool mn_tcp_timer_due(const struct mn_engine *e, uint64_t *field);
 void mn_tcp_rtx_arm(struct mn_engine *e,
                     struct mn_tcb *t); /* (re)starts the retransmission timer */
 void mn_tcp_rtx_stop(struct mn_tcb *t);

@@ -17,6 +17,15 @@ void mn_tcp_timer_set(struct mn_engine *e, struct mn_tcb *t, uint64_t *field, ui
     }
 }
 
+bool mn_tcp_timer_due(const struct mn_engine *e, uint64_t *field)
+{
+    if (*field == 0 || *field > e->now_ns) {
+        return false;
+    }
+    *field = 0;
+    return true;
+}
+
 static uint64_t earlier(uint64_t a, uint64_t b)
 {
     return b != 0 && b < a ? b : a;
@@ -251,27 +260,18 @@ static bool keep_fire(struct mn_engine *e, struct mn_tcb *t)
     return true;
 }
 
-static bool due(struct mn_engine *e, uint64_t *at)
-{
-    if (*at == 0 || *at > e->now_ns) {
-        return false;
-    }
-    *at = 0;
-    return true;
-}
-
 void mn_tcp_fire(struct mn_engine *e, struct mn_tcb *t)
 {
     if (t->mcb != MN_NIL) {
         mn_mnp_fire(e, t);
         return;
     }
-    if (due(e, &t->delack_at)) {
+    if (mn_tcp_timer_due(e, &t->delack_at)) {
         e->stats.tcp_delayed_acks++;
         t->flags |= MN_TF_ACK_NOW;
         mn_tcp_mark_dirty(e, t);
     }
-    if (due(e, &t->rtx_at) && !rtx_fire(e, t)) {
+    if (mn_tcp_timer_due(e, &t->rtx_at) && !rtx_fire(e, t)) {
         return;
     }
     mn_tcp_fire_slow(e, t);
@@ -279,10 +279,10 @@ void mn_tcp_fire(struct mn_engine *e, struct mn_tcb *t)
 
 void mn_tcp_fire_slow(struct mn_engine *e, struct mn_tcb *t)
 {
-    if (due(e, &t->keep_at) && !keep_fire(e, t)) {
+    if (mn_tcp_timer_due(e, &t->keep_at) && !keep_fire(e, t)) {
         return;
     }
-    if (due(e, &t->wait_at)) {
+    if (mn_tcp_timer_due(e, &t->wait_at)) {
         if (t->state == MN_TCP_CLOSE_WAIT) {
             timer_rearm(e, t);
         }
