@@ -13,11 +13,11 @@ Each frame of the arm is also held to what no frame may break: checksums, option
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
 import functools
 import socket
 from typing import TYPE_CHECKING, Any
+
+from scripted import Got, Offer, between, errno_of, one_of
 
 from conformance.arms import MS, SEC
 from machnet.testing import Packet, icmp, pattern, tcp
@@ -33,35 +33,6 @@ __all__ = ["Got", "Line", "Offer", "Peer", "between", "errno_of", "one_of", "pat
 PATIENCE_NS = 20 * SEC
 
 MOD = 1 << 32
-
-
-def between(low: float, high: float) -> Callable[[float], bool]:
-    """For `Peer.expect`: low <= value <= high."""
-
-    def inside(value: float) -> bool:
-        return low <= value <= high
-
-    inside.__doc__ = f"{low} to {high}"
-    return inside
-
-
-def one_of(*values: Any) -> Callable[[Any], bool]:
-    """For `Peer.expect`: any of these."""
-
-    def inside(value: Any) -> bool:
-        return value in values
-
-    inside.__doc__ = f"one of {values}"
-    return inside
-
-
-def errno_of(call: Callable[[], Any]) -> str | None:
-    """Name of the errno that a call fails with; None when it works."""
-    try:
-        call()
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, str(error.errno))
-    return None
 
 
 def is_tcp(frame: bytes) -> bool:
@@ -88,54 +59,6 @@ def correct(frame: bytes) -> Packet:
         wrong = "an acknowledgement number without ACK"
     assert wrong is None, f"{wrong}: {packet.summary()}\n{frame.hex()}"
     return packet
-
-
-@dataclasses.dataclass(frozen=True)
-class Offer:
-    """Options of our SYN; None and False leave one out."""
-
-    mss: int | None = 1460
-    wscale: int | None = None
-    sack: bool = False
-    ts: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Got:
-    """A segment of the arm in relative numbers; ``wnd`` is in bytes, PSH is in ``push`` alone."""
-
-    t_ns: int
-    flags: str
-    seq: int
-    ack: int
-    len: int
-    wnd: int
-    urg: int
-    push: bool
-    mss: int | None
-    wscale: int | None
-    sack_ok: bool
-    sack: list[tuple[int, int]]
-    ts: tuple[int, int] | None
-    data: bytes = dataclasses.field(repr=False)
-    raw: Packet = dataclasses.field(repr=False)
-
-    @property
-    def end(self) -> int:
-        """The sequence number behind it."""
-        return self.seq + self.len + ("S" in self.flags) + ("F" in self.flags)
-
-    def differs(self, want: dict[str, Any]) -> list[str]:
-        """What is not as wanted, one line each; a callable is asked."""
-        lines = []
-        for name, value in want.items():
-            have = getattr(self, name)
-            if callable(value):
-                if not value(have):
-                    lines.append(f"{name} is {have!r}, wanted {value.__doc__}")
-            elif have != value:
-                lines.append(f"{name} is {have!r}, wanted {value!r}")
-        return lines
 
 
 class Line:

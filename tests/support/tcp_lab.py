@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from scripted import Offer
 from tcp_segment import MOD, Segment, is_tcp, parse
 
 from machnet import Stack
@@ -29,17 +29,6 @@ LATE_NS = 2_100
 
 PURE_ACK = {"flags": "A", "len": 0}
 
-_PATTERN = bytes((i * 151 + (i >> 8) * 31 + (i >> 16)) & 0xFF for i in range(1 << 17))
-
-
-def pattern(offset: int, size: int) -> bytes:
-    """The octets of a stream from position ``offset`` on; the first octet has position 0."""
-    start = offset % len(_PATTERN)
-    out = _PATTERN[start : start + size]
-    while len(out) < size:
-        out += _PATTERN[: size - len(out)]
-    return out
-
 
 @dataclass(frozen=True)
 class Isns:
@@ -55,16 +44,6 @@ WRAP_32 = Isns("wrap32", MOD - 1500, MOD - 3)
 WRAP_31 = Isns("wrap31", MOD // 2 - 1500, MOD // 2 - 3)
 
 
-@dataclass(frozen=True)
-class Offer:
-    """Options on the scripted side's SYN; None and False leave an option out."""
-
-    mss: int | None = 1460
-    wscale: int | None = None
-    sack: bool = False
-    ts: bool = False
-
-
 PLAIN = Offer()
 SACK = Offer(sack=True)
 TS = Offer(ts=True)
@@ -77,26 +56,6 @@ def relative(number: int, base: int) -> int:
     return distance if distance < MOD - MOD // 4 else distance - MOD
 
 
-def between(low: float, high: float) -> Callable[[float], bool]:
-    """A predicate for `expect`: low <= value <= high."""
-
-    def inside(value: float) -> bool:
-        return low <= value <= high
-
-    inside.__doc__ = f"{low} to {high}"
-    return inside
-
-
-def one_of(*values: Any) -> Callable[[Any], bool]:
-    """A predicate for `expect`: any of these."""
-
-    def inside(value: Any) -> bool:
-        return value in values
-
-    inside.__doc__ = f"one of {values}"
-    return inside
-
-
 def would_block(call: Callable[[], Any]) -> bool:
     """Whether a socket call says that it would have to wait."""
     try:
@@ -104,15 +63,6 @@ def would_block(call: Callable[[], Any]) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def errno_of(call: Callable[[], Any]) -> str | None:
-    """The name of the errno that a call fails with, None when it works."""
-    try:
-        call()
-    except OSError as error:
-        return errno.errorcode.get(error.errno, str(error.errno))
-    return None
 
 
 class Lab:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from dataclasses import dataclass, field
 from typing import Any
 
+from scripted import Got, Offer, between, errno_of, one_of
 from tcp_lab import (
     FULL,
     LATE_NS,
@@ -39,11 +39,6 @@ from tcp_lab import (
     WRAP_32,
     Isns,
     Lab,
-    Offer,
-    between,
-    errno_of,
-    one_of,
-    pattern,
     relative,
     would_block,
 )
@@ -66,6 +61,8 @@ from tcp_segment import (
     opt_wscale,
     parse,
 )
+
+from machnet.testing import pattern
 
 __all__ = [
     "FULL",
@@ -96,44 +93,6 @@ __all__ = [
     "pattern",
     "would_block",
 ]
-
-
-@dataclass(frozen=True)
-class Got:
-    """A segment of the stack, in relative numbers."""
-
-    t_ns: int
-    flags: str
-    seq: int
-    ack: int
-    len: int
-    wnd: int
-    urg: int
-    push: bool
-    mss: int | None
-    wscale: int | None
-    sack_ok: bool
-    sack: list[tuple[int, int]]
-    ts: tuple[int, int] | None
-    data: bytes = field(repr=False)
-    raw: Segment = field(repr=False)
-
-    @property
-    def end(self) -> int:
-        """The sequence number behind the segment."""
-        return self.seq + self.raw.seg_len
-
-    def differs(self, want: dict[str, Any]) -> list[str]:
-        """What is not as wanted, one line each. A wanted callable is a predicate."""
-        lines = []
-        for name, value in want.items():
-            have = getattr(self, name)
-            if callable(value):
-                if not value(have):
-                    lines.append(f"{name} is {have!r}, wanted {value.__doc__}")
-            elif have != value:
-                lines.append(f"{name} is {have!r}, wanted {value!r}")
-        return lines
 
 
 class Peer:
