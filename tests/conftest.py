@@ -33,6 +33,7 @@ PYTHON_ONLY = [
     "unit/test_dpdk_bind.py",
     "unit/test_dpdk_devices.py",
     "unit/test_dpdk_forrun.py",
+    "unit/test_fuzz_agent.py",
     "unit/test_machnet_sh.py",
     "unit/test_nic_command.py",
     "unit/test_nicstr.py",

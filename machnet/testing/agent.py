@@ -43,8 +43,8 @@ DATA_BYTES_MAX = 64 << 20
 TOKEN_VARIABLE = "MACHNET_AGENT_TOKEN"  # noqa: S105 (the name of one)
 _AUTH_TIMEOUT_S = 10.0
 _WAITING_MAX = 32
-_GREETING_BYTES_MAX = 4096
-_CHUNK_BYTES = 65536
+_CALLS_MAX = _TEXT_MAX = 1000
+_GREETING_BYTES_MAX, _CHUNK_BYTES = 4096, 65536
 _CLONE_NEWNET = 0x40000000
 
 _SIOCGIFCONF, _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8912, 0x8913, 0x8914
@@ -61,9 +61,6 @@ SERVICES = ("echo", "discard", "chargen")
 
 class ProtocolError(Exception):
     """The other side does not speak this protocol."""
-
-
-# ---- messages ------------------------------------------------------------------------------------
 
 
 def read_message(
@@ -148,9 +145,6 @@ def _set_address(name: str, ip: str, prefix: int) -> None:
             _ifreq(sock, name, _SIOCSIFFLAGS, struct.pack("H", flags | _IFF_UP))
 
 
-# ---- a session -----------------------------------------------------------------------------------
-
-
 class Workers:
     """Threads for what can wait: as many as wait at the same time."""
 
@@ -160,15 +154,18 @@ class Workers:
         self._idle = 0
         self._threads = 0
 
-    def submit(self, work: Callable[[], None]) -> None:
-        """Have it done by a thread that does nothing else."""
+    def submit(self, work: Callable[[], None]) -> bool:
+        """Have it done by a thread that does nothing else; False: there are too many of them."""
         with self._lock:
             if self._idle:
                 self._idle -= 1
+            elif self._threads == _CALLS_MAX:
+                return False
             else:
                 self._threads += 1
                 threading.Thread(target=self._run, daemon=True).start()
         self._work.put(work)
+        return True
 
     def _run(self) -> None:
         while True:
@@ -227,8 +224,10 @@ class Session:
             self._write(message)
 
     def handle(self, request: dict[str, Any], data: bytes) -> None:
-        """Do what is asked for, here or, if it can wait, in a thread."""
-        op, args, number = str(request.get("op")), request.get("args", []), request.get("id")
+        """Do what is asked for, here or, if it can wait, in a thread; else a ProtocolError."""
+        number, op, args = request.get("id"), request.get("op"), request.get("args", [])
+        if not isinstance(op, str) or not isinstance(args, list) or type(number) is not int:
+            raise ProtocolError("a request has a number, an operation and a list of arguments")
 
         def work() -> None:
             try:
@@ -237,10 +236,10 @@ class Session:
             except Exception as error:  # noqa: BLE001 (it is the other side's)
                 self.answer({"id": number, "error": _describe(error)})
 
-        if op in BLOCKING or op == "run":
-            self._workers.submit(work)
-        else:
+        if op not in BLOCKING and op != "run":
             work()
+        elif not self._workers.submit(work):
+            self.answer({"id": number, "error": ["OSError", 11, f"{_CALLS_MAX} calls wait"]})
 
     def _do(self, op: str, args: list[Any], data: bytes) -> tuple[Any, bytes]:
         if op in BLOCKING or op in QUICK:
@@ -282,6 +281,8 @@ class Session:
             return getattr(sock, op)(data, *args), b""
         if op == "sendto":
             return sock.sendto(data, args[0], _address(args[1])), b""
+        if op in {"recv", "recvfrom"} and args[0] > DATA_BYTES_MAX:
+            raise ValueError(f"{args[0]} bytes at once: the agent gives {DATA_BYTES_MAX} at most")
         if op == "recv":
             return None, sock.recv(*args)
         if op == "recvfrom":
@@ -402,9 +403,9 @@ def _describe(error: BaseException) -> list[Any]:
     if number is not None and not isinstance(error, socket.gaierror):
         assert isinstance(error, OSError)
         name = "" if error.filename is None else f": {error.filename!r}"
-        return ["OSError", number, (error.strerror or str(error)) + name]
+        return ["OSError", number, ((error.strerror or str(error)) + name)[:_TEXT_MAX]]
     kind = "TimeoutError" if isinstance(error, socket.timeout) else type(error).__name__
-    return [kind, None, str(error)]
+    return [kind, None, str(error)[:_TEXT_MAX]]
 
 
 def start_service(

@@ -17,9 +17,10 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from machnet.testing import agent
+from machnet.testing.remotefile import RemoteFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +31,16 @@ __all__ = ["Agent", "AgentError", "RemoteSocket"]
 
 _CONNECT_TIMEOUT_S = 20.0
 _END_TIMEOUT_S = 5.0
+_GREETING_BYTES_MAX = 1 << 16
 _ERRORS: dict[str, Callable[[str], BaseException]] = {
     "TimeoutError": TimeoutError,
     "ValueError": ValueError,
     "TypeError": TypeError,
     "OverflowError": OverflowError,
 }
+
+
+_T = TypeVar("_T")
 
 
 class AgentError(ConnectionError):
@@ -71,6 +76,8 @@ class Agent:
         self.name = name
         self._stream, self._write, self._end = stream, write, end
         self._lock = threading.Lock()
+        # Of its own: while a long request is on its way, answers must be taken in, or nothing moves.
+        self._write_lock = threading.Lock()
         self._waiting: dict[int, _Answer] = {}
         self._last = 0
         self._lost: str | None = None
@@ -116,7 +123,14 @@ class Agent:
             return ""
 
         token = os.environ.get(agent.TOKEN_VARIABLE) if token is None else token
-        made = cls(name, stream, sock.sendall, token, end)
+        # Bytes that come one by one keep a socket from timing out.
+        limit = threading.Timer(_CONNECT_TIMEOUT_S, end)
+        limit.daemon = True
+        limit.start()
+        try:
+            made = cls(name, stream, sock.sendall, token, end)
+        finally:
+            limit.cancel()
         sock.settimeout(None)
         return made
 
@@ -215,12 +229,14 @@ class Agent:
                 raise
             self._fail(str(error))
         if "error" in first:
-            raise PermissionError(errno.EACCES, f"{self.name}: {first['error'][2]}")
-        about: dict[str, Any] = first["ok"]
+            raise PermissionError(errno.EACCES, f"{self.name}: {_error(self, first['error'])}")
+        about = first.get("ok")
+        if not isinstance(about, dict):
+            self._fail(f"it says nothing about itself: {str(first)[:80]}")
         return about
 
     def _hear(self) -> dict[str, Any]:
-        message = agent.read_message(self._stream)
+        message = agent.read_message(self._stream, _GREETING_BYTES_MAX, 0)
         if message is None:
             self._fail("it has ended")
         return message[0]
@@ -235,13 +251,16 @@ class Agent:
         why = "it has ended"
         try:
             while (message := agent.read_message(self._stream)) is not None:
+                number = message[0].get("id")
+                if type(number) is not int:
+                    raise agent.ProtocolError(f"an answer to nothing: {str(message[0])[:80]}")
                 with self._lock:
-                    answer = self._waiting.pop(int(message[0].get("id", -1)), None)
+                    answer = self._waiting.pop(number, None)
                 if answer is not None:
                     answer.value, answer.data = message
                     answer.event.set()
-        except (OSError, ValueError, agent.ProtocolError) as error:
-            why = str(error)
+        except Exception as error:  # noqa: BLE001 (whoever waits must hear of it)
+            why = str(error) or type(error).__name__
         with self._lock:
             self._lost = self._lost or why
             waiting, self._waiting = self._waiting, {}
@@ -261,26 +280,45 @@ class Agent:
                 raise AgentError(f"{self.name}: {self._lost}")
             self._last += 1
             number = self._last
-            message = agent.pack_message({"id": number, "op": op, "args": args}, data)
+        message = agent.pack_message({"id": number, "op": op, "args": args}, data)
+        with self._lock:
+            if self._lost is not None:
+                raise AgentError(f"{self.name}: {self._lost}")
             self._waiting[number] = answer
-            try:
+        try:
+            with self._write_lock:
                 self._write(message)
-            except (OSError, ValueError) as error:
-                del self._waiting[number]
+        except (OSError, ValueError) as error:
+            with self._lock:
+                self._waiting.pop(number, None)
                 self._lost = str(error)
-                raise AgentError(f"{self.name}: {error}") from error
+            raise AgentError(f"{self.name}: {error}") from error
         answer.event.wait()
         if answer.value is None:
             raise AgentError(f"{self.name}: {self._lost}")
         if "error" in answer.value:
-            raise _error(*answer.value["error"])
+            raise _error(self, answer.value["error"])
+        if "ok" not in answer.value:
+            raise AgentError(f"{self.name}: no answer to {op}: {str(answer.value)[:80]}")
         return answer.value["ok"], answer.data
+
+    def made(self, op: str, value: Any, convert: Callable[[Any], _T]) -> _T:
+        """What an answer's value means.
+
+        Raises:
+            AgentError: Nothing: it is of another form.
+        """
+        try:
+            return convert(value)
+        except (TypeError, ValueError, LookupError, OverflowError, AttributeError):
+            raise AgentError(f"{self.name}: no answer to {op}: {str(value)[:80]}") from None
 
     def socket(
         self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0
     ) -> RemoteSocket:
         """A new kernel socket of the agent's host."""
-        handle, _ = self.ask("socket", int(family), int(kind), protocol)
+        answer, _ = self.ask("socket", int(family), int(kind), protocol)
+        handle = self.made("socket", answer, int)
         return RemoteSocket(self, handle, int(family), int(kind), protocol)
 
     def run(
@@ -313,7 +351,8 @@ class Agent:
         words = [os.fspath(word) for word in command]
         data = input.encode() if isinstance(input, str) else input or b""
         variables = None if env is None else dict(env)
-        (status, out_bytes), both = self.ask("run", words, timeout, variables, data=data)
+        answer, both = self.ask("run", words, timeout, variables, data=data)
+        status, out_bytes = self.made("run", answer, lambda pair: (int(pair[0]), int(pair[1])))
         out: Any = both[:out_bytes]
         err: Any = both[out_bytes:]
         if text if text is not None else not isinstance(input, bytes):
@@ -333,7 +372,7 @@ class Agent:
 
     def service(self, name: str, ip: str) -> int:
         """Start ``echo``, ``discard`` or ``chargen`` there, until `reset`; its TCP port."""
-        return int(self.ask("service", name, ip)[0])
+        return self.made("service", self.ask("service", name, ip)[0], int)
 
     def give_address(self, interface: str, ip: str, prefix: int) -> None:
         """Give an interface that has no address one, until the agent ends.
@@ -345,8 +384,9 @@ class Agent:
 
     def interfaces(self) -> list[dict[str, Any]]:
         """The interfaces there: ``name``, ``index``, ``up``, ``mac``, ``mtu``, ``ip``, ``prefix``."""
-        found: list[dict[str, Any]] = self.ask("interfaces")[0]
-        return found
+        return self.made(
+            "interfaces", self.ask("interfaces")[0], lambda all_: [dict(e) for e in all_]
+        )
 
     @property
     def lost(self) -> str | None:
@@ -376,11 +416,15 @@ class Agent:
         return f"<Agent {self.name}>"
 
 
-def _error(kind: str, number: int | None, text: str) -> BaseException:
-    if number is not None:
-        return OSError(number, text)  # which makes it a ConnectionResetError and so on
-    made = _ERRORS.get(kind)
-    return made(text) if made is not None else OSError(f"{kind}: {text}")
+def _error(from_: Agent, described: Any) -> BaseException:
+    """The error that crossed as type, errno and text."""
+    if not isinstance(described, list) or len(described) != 3:
+        return AgentError(f"{from_.name}: it failed with {str(described)[:80]}")
+    kind, number, text = described
+    if type(number) is int:
+        return OSError(number, str(text))  # which makes it a ConnectionResetError and so on
+    made = _ERRORS.get(str(kind))
+    return made(str(text)) if made is not None else OSError(f"{kind}: {text}")
 
 
 class RemoteSocket:
@@ -406,6 +450,9 @@ class RemoteSocket:
             raise OSError(errno.EBADF, "the socket is closed")
         return self._agent.ask(op, self._handle, *args, data=data)
 
+    def _value(self, op: str, convert: Callable[[Any], _T], *args: Any, data: bytes = b"") -> _T:
+        return self._agent.made(op, self._ask(op, *args, data=data)[0], convert)
+
     def bind(self, address: Any) -> None:
         """As `socket.socket.bind`."""
         self._ask("bind", address)
@@ -416,8 +463,8 @@ class RemoteSocket:
 
     def accept(self) -> tuple[RemoteSocket, Any]:
         """As `socket.socket.accept`."""
-        (handle, source), _ = self._ask("accept")
-        return RemoteSocket(self._agent, handle, self.family, self.type, self.proto), tuple(source)
+        handle, source = self._value("accept", lambda pair: (int(pair[0]), tuple(pair[1])))
+        return RemoteSocket(self._agent, handle, self.family, self.type, self.proto), source
 
     def connect(self, address: Any) -> None:
         """As `socket.socket.connect`."""
@@ -425,11 +472,11 @@ class RemoteSocket:
 
     def connect_ex(self, address: Any) -> int:
         """As `socket.socket.connect_ex`."""
-        return int(self._ask("connect_ex", address)[0])
+        return self._value("connect_ex", int, address)
 
     def send(self, data: Any, flags: int = 0) -> int:
         """As `socket.socket.send`; of more than 64 MiB the first 64."""
-        return int(self._ask("send", flags, data=bytes(data[: agent.DATA_BYTES_MAX]))[0])
+        return self._value("send", int, flags, data=bytes(data[: agent.DATA_BYTES_MAX]))
 
     def sendall(self, data: Any, flags: int = 0) -> None:
         """As `socket.socket.sendall`."""
@@ -441,11 +488,16 @@ class RemoteSocket:
     def sendto(self, data: Any, *args: Any) -> int:
         """As `socket.socket.sendto`."""
         flags, address = args if len(args) == 2 else (0, args[0])
-        return int(self._ask("sendto", flags, address, data=bytes(data))[0])
+        return self._value("sendto", int, flags, address, data=bytes(data))
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         """As `socket.socket.recv`; 64 MiB at most at once."""
-        return self._ask("recv", min(size, agent.DATA_BYTES_MAX), flags)[1]
+        return self._fits(size, self._ask("recv", min(size, agent.DATA_BYTES_MAX), flags)[1])
+
+    def _fits(self, size: int, data: bytes) -> bytes:
+        if len(data) > size:
+            raise AgentError(f"{self._agent.name}: {len(data)} bytes instead of {size} at most")
+        return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """As `socket.socket.recv_into`."""
@@ -457,7 +509,7 @@ class RemoteSocket:
     def recvfrom(self, size: int, flags: int = 0) -> tuple[bytes, Any]:
         """As `socket.socket.recvfrom`."""
         source, data = self._ask("recvfrom", min(size, agent.DATA_BYTES_MAX), flags)
-        return data, tuple(source) if isinstance(source, list) else source
+        return self._fits(size, data), tuple(source) if isinstance(source, list) else source
 
     def shutdown(self, how: int) -> None:
         """As `socket.socket.shutdown`."""
@@ -490,11 +542,11 @@ class RemoteSocket:
 
     def getsockname(self) -> Any:
         """As `socket.socket.getsockname`."""
-        return tuple(self._ask("getsockname")[0])
+        return self._value("getsockname", tuple)
 
     def getpeername(self) -> Any:
         """As `socket.socket.getpeername`."""
-        return tuple(self._ask("getpeername")[0])
+        return self._value("getpeername", tuple)
 
     def fileno(self) -> NoReturn:
         """There is none.
@@ -509,7 +561,7 @@ class RemoteSocket:
 
     def makefile(self, mode: str = "r", buffering: int | None = None, **options: Any) -> Any:
         """As `socket.socket.makefile`; closing the file leaves the socket open."""
-        raw = _File(self, mode)
+        raw = RemoteFile(self, mode)
         if "b" in mode and buffering == 0:
             return raw
         size = io.DEFAULT_BUFFER_SIZE if buffering in {None, -1} else buffering
@@ -537,24 +589,3 @@ class RemoteSocket:
 
     def __repr__(self) -> str:
         return f"<RemoteSocket {self._handle} of {self._agent.name}{' closed' * self._closed}>"
-
-
-class _File(io.RawIOBase):
-    """What `RemoteSocket.makefile` reads from and writes to."""
-
-    def __init__(self, sock: RemoteSocket, mode: str) -> None:
-        if not set(mode) <= set("rwb") or not set(mode) & set("rw"):
-            raise ValueError(f"mode {mode!r}: it is made of r, w and b")
-        self._sock, self._mode = sock, mode
-
-    def readable(self) -> bool:
-        return "r" in self._mode
-
-    def writable(self) -> bool:
-        return "w" in self._mode
-
-    def readinto(self, buffer: Any) -> int:
-        return self._sock.recv_into(buffer)
-
-    def write(self, data: Any) -> int:
-        return self._sock.send(data)
