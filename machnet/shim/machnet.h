@@ -21,6 +21,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h> /* programs of the C API's documentation call strlen with this header alone */
 
 #ifdef __cplusplus
 extern "C" {

@@ -57,6 +57,23 @@ def test_every_compiler_of_the_tests_is_there(hello: dict[str, Path]) -> None:
     assert set(hello) == set(LANGUAGES)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_program_that_sends_a_string_needs_no_other_header(
+    compiler: Compiler, tmp_path: Path, language: str
+) -> None:
+    source = tmp_path / "string.c"
+    source.write_text(
+        "#include <machnet.h>\n"
+        "int main(void) {\n"
+        "    MachnetFlow_t flow = {0, 0, 0, 0};\n"
+        '    return machnet_send(NULL, flow, "hello", strlen("hello"), NULL) == -1 ? 0 : 1;\n'
+        "}\n"
+    )
+    program = compiler.build(source, f"string-{len(language)}", command=LANGUAGES[language])
+    with Program(program, socket="nowhere") as running:
+        assert running.result()[0] == 0
+
+
 @pytest.mark.parametrize("protocol", ["tcp", "udp"])
 @pytest.mark.parametrize(("server", "client"), [("C", "C++"), ("C++", "C")])
 def test_hello_world_between_two_applications_of_one_sidecar(
