@@ -141,7 +141,9 @@ class Sidecar(RemoteStack):
         if rc < 0:
             why = ffi.new("char[]", _WHY_BYTES)
             lib.mn_client_why(self._client, why, _WHY_BYTES)
-            raise OSError(-rc, f"attaching to {self._name}: {ffi.string(why).decode(errors='replace')}")
+            raise OSError(
+                -rc, f"attaching to {self._name}: {ffi.string(why).decode(errors='replace')}"
+            )
         native = ffi.gc(out[0], lib.mn_chan_free)
         self.ip = format_ip(lib.mn_chan_ip(native, 0))
         fields = ChannelSettings.__struct_fields__

@@ -106,6 +106,8 @@ def main(
     from machnet.sidecar.log import Log
     from machnet.sidecar.process import Sidecar, StartError
 
+    if ready_fd is not None and not _is_open(ready_fd):
+        raise click.UsageError(f"--ready_fd: there is no open descriptor {ready_fd}.")
     flags = {"--mac": mac, "--ip": ip, "--nic": nic, **{f"--{k}": v for k, v in more.items()}}
     try:
         if config is not None:
@@ -163,6 +165,14 @@ def _with(config: Config, overrides: dict[str, object]) -> Config:
     fields = {name: getattr(config.controller, name) for name in Controller.__struct_fields__}
     controller = Controller(**{**fields, **overrides})
     return Config(nics=config.nics, controller=controller, dpdk=config.dpdk)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _ready(fd: int | None, socket: str) -> None:

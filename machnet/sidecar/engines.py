@@ -232,6 +232,7 @@ class Port:
 
 def _open(config: NicConfig) -> tuple[Nic, DpdkPort | None]:
     """The NIC, with its faults around it, and the DPDK port inside."""
+    from machnet.sim.linknic import LinkNic
     from machnet.sim.nicstr import parse_nic
 
     spec = parse_nic(config.string)
@@ -239,6 +240,9 @@ def _open(config: NicConfig) -> tuple[Nic, DpdkPort | None]:
     if spec.scheme == "dpdk":
         port = _open_dpdk(config, spec, queues)
         return with_faults(port, spec), port
+    if spec.scheme == "link" and config.mac is not None:
+        mtu = {} if config.mtu is None else {"mtu": config.mtu}
+        return with_faults(LinkNic(spec.rest, mac=config.mac, **mtu), spec), None
     if spec.scheme != "tap":
         return open_nic(config.nic, config.mtu, queues=queues), None
     options: dict[str, Any] = {"mtu": config.mtu, "mac": config.mac, "offload": not spec.faults}

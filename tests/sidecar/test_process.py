@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from sidecar import Sidecar, SidecarError, joined_sidecars, tap_sidecar
+from sidecar import SIDECAR_IP, Sidecar, SidecarError, joined_sidecars, tap_sidecar
 
 from machnet.sim import KernelHost
 
@@ -47,6 +47,26 @@ def test_a_nic_that_cannot_be_opened_is_status_1_and_says_why(tmp_path) -> None:
     with pytest.raises(SidecarError, match="start_failed") as failure:
         Sidecar(f"link:{tmp_path}/no/such/directory/cable")
     assert "status 1" in str(failure.value)
+
+
+def test_a_link_has_the_mac_address_that_was_said(tmp_path) -> None:
+    with Sidecar(
+        f"link:{tmp_path}/cable?latency=1us", SIDECAR_IP, "--mac=02:00:00:00:00:77"
+    ) as sidecar:
+        assert "mac=02:00:00:00:00:77" in sidecar.log()
+
+
+def test_a_descriptor_that_nobody_has_opened_is_refused(tmp_path) -> None:
+    command = [sys.executable, "-m", "machnet.cli.run", f"--nic=link:{tmp_path}/x", "--ip=10.0.0.2"]
+    done = subprocess.run(
+        [*command, f"--socket={tmp_path}/ctrl.sock", "--ready_fd=999"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, "no open descriptor 999" in done.stderr) == (2, True)
 
 
 def test_a_socket_where_one_must_not_write_is_told_with_what_helps(tmp_path) -> None:
