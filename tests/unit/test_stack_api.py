@@ -299,6 +299,25 @@ def test_threads_that_close_one_stack_at_once(has_thread):
     assert all("another thread" in text for text in refused)
 
 
+def test_channels_come_and_go_while_another_thread_closes_the_stack():
+    for _ in range(30):
+        stack = machnet.Stack(Wire(), ip="10.0.0.2/24", thread=True)
+        running = threading.Event()
+
+        def attach(stack: machnet.Stack = stack, running: threading.Event = running) -> None:
+            with contextlib.suppress(ValueError):  # the stack is closed
+                while True:
+                    stack.attach(tx_bufs=16, rx_bufs=16, flows_max=1).close(0)
+                    running.set()
+
+        thread = threading.Thread(target=attach)
+        thread.start()
+        assert running.wait(10)
+        stack.close(0)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
 def test_a_stepped_stack_may_be_asked_for_its_deadline_while_it_is_closed():
     for _ in range(50):
         stack = machnet.Stack(Wire(), ip="10.0.0.2/24")

@@ -301,9 +301,12 @@ void mn_host_chans_shut(struct mn_stack *s)
 
 void mn_chan_free(struct mn_chan *c)
 {
+    bool closed = c != NULL && c->stack == NULL && c->app == NULL;
+
     /* One that could not be closed (in a forked child) is better lost than pulled from under its
-     * stack. */
-    if (c != NULL && c->stack == NULL && c->app == NULL) {
+     * stack; and so is one that another thread, which closes the stack, has not done with. */
+    atomic_thread_fence(memory_order_seq_cst);
+    if (closed && atomic_load(&c->busy) == 0) {
         free(c);
     }
 }
