@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import ipaddress
 import os
 import re
 import socket
@@ -87,15 +86,6 @@ class End:
     def unused(self) -> bool:
         """Whether nobody would miss it."""
         return self.netns is None and not self.addresses and not self.master
-
-    def address_in(self, own_ip: str) -> str | None:
-        """Its address in the network of the local stack, if it has one."""
-        network = ipaddress.IPv4Interface(own_ip).network
-        for text in self.addresses:
-            address = ipaddress.IPv4Interface(text).ip
-            if address in network:
-                return str(address)
-        return None
 
 
 def find_end(name: str) -> End | None:

@@ -22,8 +22,7 @@ NOBODY_MAC = bytes.fromhex("024d4efffffe")
 #: The side that is replayed to, where a capture does not say its address.
 SIDE_MAC = bytes.fromhex("024d4e000001")
 
-_IPV4, _ARP, _VLAN = 0x0800, 0x0806, 0x8100
-_ETHERTYPE_MIN = 0x0600
+_IPV4, _ARP = 0x0800, 0x0806
 _TCP = 6
 _SYN, _ACK = 0x02, 0x10
 _OPT_SACK = 5

@@ -15,7 +15,6 @@ __all__ = ["KINDS", "Surroundings", "draw"]
 #: Kinds of faults that chaos knows.
 KINDS = ("partition", "one_way", "clog", "pause", "crash", "degrade", "skew")
 
-_MS = 1_000_000
 _US = 1_000
 
 

@@ -52,7 +52,6 @@ MESSAGE_MAX = 8 * 1024 * 1024
 #: Words of its own bitmap; a header has the first four.
 _WORDS = RECV_WINDOW // 8
 _BROADCAST = "ff:ff:ff:ff:ff:ff"
-_M64 = 2**64 - 1
 
 
 class CppCrash(AssertionError):

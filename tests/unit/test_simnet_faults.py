@@ -12,7 +12,6 @@ from simnet_kit import MS, NEVER, Net, S
 from machnet._native import ffi, lib
 
 HELLO = b"\xff" * 6 + b"\x02" * 6 + b"\x88\xb5" + bytes(46)
-BIT = {name: 1 << getattr(lib, f"MN_FAULT_{name}") for name in ("LOSS", "REORDER", "RULE", "DOWN")}
 
 
 def linked(net: Net, **shape: int) -> tuple[int, int, int]:
