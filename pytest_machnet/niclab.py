@@ -450,6 +450,7 @@ class NicLab(Lab):
 
     def describe(self, *, short: bool) -> list[str]:
         """The state of things, for the failure section."""
+        from machnet.sim.records import ends_text, socket_text
         from machnet.sim.units import format_ms
 
         sockets: list[str] = []
@@ -459,12 +460,11 @@ class NicLab(Lab):
                 continue
             now = host.stack.now_ns
             for info in host.sockets():
-                text = f"{host.name} {_ends(info)}"
-                queued = f", {info.send_queue} bytes not acknowledged" if info.send_queue else ""
-                sockets.append(f"{text} {info.state}{queued}")
+                sockets.append(socket_text(host.name, info))
                 if info.timer_ns is not None:
                     left = max(info.timer_ns - now, 0)
-                    timers.append((left, f"{text} next timer in {format_ms(left)}"))
+                    text = f"{host.name} {ends_text(info)} next timer in {format_ms(left)}"
+                    timers.append((left, text))
         limit = 4 if short else 8
         lines = report.group("sockets", sockets, limit)
         return lines + report.group("timers", [text for _, text in sorted(timers)], limit)
@@ -540,9 +540,3 @@ class NicLab(Lab):
         if self._failed or self.wants_capture():
             self._keep_captures()
         self._exits.close()
-
-
-def _ends(info: SocketInfo) -> str:
-    """The addresses of a connection, or of a listener."""
-    local = f"{info.local[0]}:{info.local[1]}"
-    return local if info.state == "LISTEN" else f"{local}-{info.remote[0]}:{info.remote[1]}"

@@ -231,7 +231,7 @@ class SimLab(Lab):
     def _sockets(self) -> list[str]:
         from machnet.sim.records import socket_text
 
-        return [socket_text(host, info) for host, info in self.net.sockets()]
+        return [socket_text(host.name, info) for host, info in self.net.sockets()]
 
     def schedule(self) -> tuple[Any, ...]:
         """The faults that happened."""

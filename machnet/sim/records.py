@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from machnet.sim.nodes import Host
     from machnet.stack.info import SocketInfo
 
-__all__ = ["PacketRecord", "read_packets", "report", "socket_text", "timer_texts"]
+__all__ = ["PacketRecord", "ends_text", "read_packets", "report", "socket_text", "timer_texts"]
 
 #: Timers of a connection by their number in the core.
 _TIMERS = {1: "retransmission", 2: "window probe", 3: "delayed ACK", 4: "waiting", 5: "keep-alive"}
@@ -100,16 +100,17 @@ def read_packets(net: Network, last: int | None) -> list[PacketRecord]:
     return found
 
 
-def _ends(info: SocketInfo) -> str:
+def ends_text(info: SocketInfo) -> str:
+    """The addresses of a connection, or of a listener."""
     local = f"{info.local[0]}:{info.local[1]}"
     return local if info.state == "LISTEN" else f"{local}-{info.remote[0]}:{info.remote[1]}"
 
 
-def socket_text(host: Host, info: SocketInfo) -> str:
+def socket_text(host: str, info: SocketInfo) -> str:
     """One line: "h1 10.0.0.1:80-10.0.0.2:49152 ESTABLISHED, 1448 bytes not acknowledged"."""
     parts = [info.state]
     if info.state == "LISTEN":
-        return f"{host.name} {_ends(info)} LISTEN"
+        return f"{host} {ends_text(info)} LISTEN"  # its send queue is the backlog's size
     if info.send_queue:
         parts.append(f"{info.send_queue} bytes not acknowledged")
     if info.recv_queue:
@@ -118,7 +119,7 @@ def socket_text(host: Host, info: SocketInfo) -> str:
         parts.append("the peer's window is closed")
     if info.backoff:
         parts.append(f"retransmitted {info.backoff} times in a row")
-    return f"{host.name} {_ends(info)} {', '.join(parts)}"
+    return f"{host} {ends_text(info)} {', '.join(parts)}"
 
 
 def timer_texts(host: Host) -> list[str]:
@@ -133,7 +134,7 @@ def timer_texts(host: Host) -> list[str]:
             kind = _WAITING.get(info.state, "the end of waiting")
         # The host's timers are in its own time.
         left = max(int(lib.mn_simnet_when(native, host.number, info.timer_ns)) - now, 0)
-        found.append((left, f"{host.name} {_ends(info)} {kind} in {format_ms(left)}"))
+        found.append((left, f"{host.name} {ends_text(info)} {kind} in {format_ms(left)}"))
     return [text for _, text in sorted(found)]
 
 
@@ -146,7 +147,7 @@ def report(net: Network, *, limit: int = 40) -> str:
         elif host.is_paused:
             lines.append(f"{host.name} is paused")
     lines += [f"{fault} since {format_ms(fault.since_ns)}" for fault in net._control.active]
-    sockets = [socket_text(host, info) for host, info in net.sockets()]
+    sockets = [socket_text(host.name, info) for host, info in net.sockets()]
     lines += ["sockets:", *(f"  {text}" for text in sockets)] if sockets else ["no sockets"]
     tasks = net._waiting()
     lines += ["coroutines:", *(f"  {text}" for text in tasks)] if tasks else []

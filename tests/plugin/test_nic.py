@@ -121,6 +121,7 @@ def test_a_failure_on_a_nic_has_its_section_and_captures(taps, outer, pytester):
     syn = r"10\.0\.0\.1\.\d+ > 10\.0\.0\.2\.7000: Flags \[S\]"
     assert any(re.search(syn, line) for line in result.outlines)
     assert any("ESTABLISHED" in line for line in lines)
+    assert "  peer 10.0.0.2:7000 LISTEN" in lines  # whose queue is no bytes
     (folder,) = [path for path in pytester.path.glob("machnet-artifacts/*") if path.is_dir()]
     assert {path.name for path in folder.iterdir()} == {"local.pcapng", "peer.pcapng"}
     assert len(read_frames(folder / "local.pcapng")) >= 8
