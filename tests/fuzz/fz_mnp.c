@@ -133,7 +133,9 @@ static void on_packet(struct fz_peer *p, struct fz_conn *c, const struct mn_mnp 
     }
     c->tsval = m->tsval;
     if (m->kind == MN_MNP_SYN || m->kind == MN_MNP_SYNACK) {
-        if (!c->synced || c->iss != m->seq) {
+        /* At one instant two connections of a pair of addresses have one initial number. */
+        if (!c->synced || c->iss != m->seq || c->mnp.syn_ack != m->ack) {
+            c->mnp.syn_ack = m->ack;
             memset(&c->mnp.sent, 0, sizeof(c->mnp.sent));
             c->mnp.tx_msg = c->mnp.tx_off = 0;
             c->iss = c->una = m->seq;

@@ -24,6 +24,7 @@ struct fz_mnp {
     bool ext;        /* what we said in our SYN or SYN-ACK */
     bool sack_known; /* the bitmap is one that came with `ack` */
     uint64_t sack[MN_MNP_SACK_LEN];
+    uint32_t syn_ack;        /* what the engine's SYN or SYN-ACK acknowledged */
     uint32_t tx_msg, tx_off; /* the engine's next new packet: message, and where in it */
     struct {
         uint32_t seq, len, sum;

@@ -31,7 +31,10 @@ HARNESSES = {
     "fuzz_mnp_pair": 600,
     "fuzz_channel": 6_000,
     "fuzz_wire": 200_000,
+    "fuzz_client": 6_000,
+    "fuzz_lanes": 4_000,
 }
+SEEDS = ["make_seeds.py", "make_client_seeds.py"]
 INPUT_BYTES_MAX = 700
 INPUT_SECONDS_MAX = 25
 CORPUS_BYTES_MAX = 1 << 20
@@ -178,7 +181,8 @@ def merge(fuzzers: list[Fuzzer], more: list[Path]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             seeds, result = Path(folder) / "seeds", Path(folder) / "result"
             result.mkdir()
-            run([sys.executable, HERE / "make_seeds.py", seeds])
+            for script in SEEDS:
+                run([sys.executable, HERE / script, seeds])
             sources = [seeds / fuzzer.name, *more, *known_inputs(fuzzer.name)]
             fuzzer("-merge=1", "-use_counters=0", result, *sources)
             size = sum(path.stat().st_size for path in result.iterdir())
