@@ -24,8 +24,7 @@ struct mn_ck_mnp {
     bool passive;
     bool offered; /* active: our SYN asks for extended mode */
     bool has_mode, ext;
-    bool has_rcv; /* what has arrived is known from the first packet on */
-    bool has_sent_ack;
+    bool has_rcv;  /* what has arrived is known from the first packet on */
     bool old_data; /* DATA that was acknowledged has come again since the last ACK */
     uint8_t acks_equal, ack_repeats;
     uint16_t feats, mss;

@@ -50,7 +50,6 @@ struct mn_mcb {
     bool reordered;  /* packets overtake each other on this path */
     bool pto;        /* rtx_at is the time for a tail loss probe */
     bool heard_data; /* plain: the peer has sent DATA */
-    bool slow_loss;  /* there was a loss in slow start */
     bool grows;      /* plain: the message waits to be promised more than it was */
     uint8_t acks_equal;
     uint8_t probes;    /* tail loss probes that are unanswered */
@@ -85,7 +84,6 @@ struct mn_mcb {
     bool undo;
     /* One round trip for the delivery rate. */
     uint32_t round_end, round_pkts, round_us;
-    uint32_t last_round_bytes;
 
     uint32_t n_held;                         /* packets in held */
     struct mn_mnp_sent sent[MN_MNP_WND_MAX]; /* by sequence number modulo their number */
