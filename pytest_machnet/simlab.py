@@ -216,7 +216,13 @@ class SimLab(Lab):
 
     def why_stuck(self) -> str:
         """Time, timers and connections."""
-        lines = [f"virtual time {self._time()}", *report.group("armed timers", self._timers(), 20)]
+        from machnet.errors import ReentrantError
+
+        try:
+            timers = self._timers()
+        except ReentrantError:  # an engine waits for it, and can't be asked
+            return f"virtual time {self._time()}, {self.net.clock.under_way} is under way"
+        lines = [f"virtual time {self._time()}", *report.group("armed timers", timers, 20)]
         lines += report.group("sockets", self._sockets(), 10)
         return "\n".join(lines if len(lines) > 1 else [lines[0] + ", no timer is armed"])
 

@@ -47,6 +47,26 @@ def test_a_simulation_without_progress_fails_with_its_armed_timers(outer, body):
     assert section_of(result)[0].startswith("seed ")
 
 
+def test_a_rule_that_does_not_come_back_is_named(outer):
+    source = """
+        def test_stuck(machnet_channel, machnet_peer, machnet_net):
+            def waits(packet, hop):
+                while True:
+                    pass
+
+            ch = machnet_channel()
+            with machnet_net.rule(waits):
+                ch.connect(ch.ip, machnet_peer.ip, 7000, protocol="tcp", timeout=5)
+    """
+    result = outer(source, "--machnet-guard=0.3")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E *no progress for 0.3 s by the wall clock: virtual time 0.000 ms, the rule *waits is under way"
+        ]
+    )
+
+
 def test_the_armed_timers_are_named(outer):
     source = """
         def test_stuck(machnet_channel, machnet_peer):
