@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import socket
-import struct
 import threading
 from collections.abc import Iterator
 
 import pytest
+from linux_peer import frame, recv_exactly
 
 from machnet._native import lib
 from machnet.sim import KernelHost, Tap
@@ -27,19 +27,6 @@ def engines(request: pytest.FixtureRequest, host: KernelHost) -> Iterator[Engine
         assert all(stack.threaded for stack in engines)
         yield engines
     tap.close()
-
-
-def framed(data: bytes) -> bytes:
-    return struct.pack("!I", len(data)) + data
-
-
-def read_exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = sock.recv(size - len(data))
-        assert part, f"closed after {len(data)} of {size} bytes"
-        data += part
-    return data
 
 
 def linux_socket(host: KernelHost) -> socket.socket:
@@ -74,9 +61,9 @@ def test_linux_reaches_listeners_on_all_engines(host: KernelHost, engines: Engin
         for size in (1, 1000, 200_000):
             for number, sock in enumerate(socks):
                 data = bytes([number]) * size
-                sock.sendall(framed(data))
+                sock.sendall(frame(data))
             for number, sock in enumerate(socks):
-                assert read_exactly(sock, size + 4) == framed(bytes([number]) * size)
+                assert recv_exactly(sock, size + 4) == frame(bytes([number]) * size)
     finally:
         stop.set()
         for thread in threads:
@@ -101,8 +88,8 @@ def test_every_engine_connects_to_linux(host: KernelHost, engines: Engines) -> N
                 with sock:
                     sock.settimeout(PATIENCE_S)
                     channel.send(flow, b"question")
-                    assert read_exactly(sock, 12) == framed(b"question")
-                    sock.sendall(framed(bytes(100_000)))
+                    assert recv_exactly(sock, 12) == frame(b"question")
+                    sock.sendall(frame(bytes(100_000)))
                     assert channel.recv(timeout=PATIENCE_S).data == bytes(100_000)
                     flow.close()
     assert sum(stack.stats()["tcp_resets_received"] for stack in engines) == 0

@@ -9,13 +9,13 @@ import errno
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from linux_peer import frame, recv_exactly, recv_message
 
 import machnet
 from machnet import aio
@@ -60,23 +60,6 @@ class Net:
         return sock
 
 
-def framed(data: bytes) -> bytes:
-    return struct.pack("!I", len(data)) + data
-
-
-def read_exactly(sock: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = sock.recv(size - len(data))
-        assert piece, f"{len(data)} of {size} bytes"
-        data += piece
-    return data
-
-
-def read_message(sock: socket.socket) -> bytes:
-    return read_exactly(sock, struct.unpack("!I", read_exactly(sock, 4))[0])
-
-
 WAYS = [{}, {"poll": "busy"}, {"spin_us": 0.0}, {"thread": False}]
 WAY_NAMES = ["adaptive", "busy", "sleepy", "stepped"]
 
@@ -93,12 +76,12 @@ def test_messages_to_and_from_linux(host, arguments):
         for size in (0, 1, 1460, 5000, 200_000):
             data = os.urandom(size)
             # A stepped engine works only while somebody calls it: the peer must not need more.
-            thread = threading.Thread(target=lambda d=data: peer.sendall(framed(d)))
+            thread = threading.Thread(target=lambda d=data: peer.sendall(frame(d)))
             thread.start()
             assert channel.recv(timeout=PATIENCE_S).data == data
             thread.join()
             got: list[bytes] = []
-            thread = threading.Thread(target=lambda g=got: g.append(read_message(peer)))
+            thread = threading.Thread(target=lambda g=got: g.append(recv_message(peer)))
             thread.start()
             channel.send(flow, data, timeout=PATIENCE_S)
             while thread.is_alive():
@@ -142,7 +125,7 @@ def test_an_idle_stack_takes_less_than_2_percent_of_a_core(host):
         channel = net.stack.attach()
         channel.listen(OURS, 888, protocol="tcp")
         with net.connect() as sock:
-            sock.sendall(framed(b"x"))
+            sock.sendall(frame(b"x"))
             assert channel.recv(timeout=PATIENCE_S).data == b"x"
             time.sleep(0.2)
             (stat,) = [
@@ -175,7 +158,7 @@ def test_what_was_sent_arrives_after_close(host):
         got: list[bytes] = []
 
         def read() -> None:
-            got.append(read_message(peer))
+            got.append(recv_message(peer))
             got.append(peer.recv(1))
 
         thread = threading.Thread(target=read)
@@ -194,7 +177,7 @@ def test_closing_without_linger_resets(host):
         channel = net.stack.attach()
         channel.listen(OURS, 888, protocol="tcp")
         with net.connect() as sock:
-            sock.sendall(framed(b"x"))
+            sock.sendall(frame(b"x"))
             channel.recv(timeout=PATIENCE_S)
             net.stack.close(linger=0)
             with pytest.raises(ConnectionResetError):
@@ -213,7 +196,7 @@ def test_an_interface_that_goes_away_does_not_make_the_thread_spin(host):
         host.set_link("mn0", up=True)
         channel.listen(OURS, 888, protocol="tcp")
         with net.connect() as sock:
-            sock.sendall(framed(b"back again"))
+            sock.sendall(frame(b"back again"))
             assert channel.recv(timeout=PATIENCE_S).data == b"back again"
 
 
@@ -225,7 +208,7 @@ def test_capture_of_a_threaded_stack(host, tmp_path):
         channel = net.stack.attach()
         channel.listen(OURS, 888, protocol="tcp")
         with net.connect() as sock:
-            sock.sendall(framed(b"captured"))
+            sock.sendall(frame(b"captured"))
             assert channel.recv(timeout=PATIENCE_S).data == b"captured"
     end = time.time()
     with scapy.RawPcapNgReader(str(path)) as reader:
@@ -245,7 +228,7 @@ def test_sockets_and_channels_of_one_stack_side_by_side(host):
         web.listen()
         web.fileno()
         with net.connect(888) as framed_peer, net.connect(80) as stream_peer:
-            framed_peer.sendall(framed(b"message"))
+            framed_peer.sendall(frame(b"message"))
             stream_peer.sendall(b"bytes")
             assert channel.recv(timeout=PATIENCE_S).data == b"message"
             served = None
@@ -261,7 +244,7 @@ def test_sockets_and_channels_of_one_stack_side_by_side(host):
                 except BlockingIOError:
                     assert select.select([served], [], [], PATIENCE_S)[0]
             served.send(b"answer")
-            assert read_exactly(stream_peer, 6) == b"answer"
+            assert recv_exactly(stream_peer, 6) == b"answer"
 
 
 def test_asyncio_streams_over_a_tap(host):
@@ -276,13 +259,13 @@ def test_asyncio_streams_over_a_tap(host):
         def kernel_client() -> bytes:
             with net.connect(80) as sock:
                 sock.sendall(b"hello\n")
-                return read_exactly(sock, 6) + sock.recv(1)
+                return recv_exactly(sock, 6) + sock.recv(1)
 
         def kernel_server() -> bytes:
             peer, _ = listener.accept()
             with peer:
                 peer.settimeout(PATIENCE_S)
-                data = read_exactly(peer, 300_000)
+                data = recv_exactly(peer, 300_000)
                 assert peer.recv(1) == b""
                 peer.sendall(b"got it")
                 return data

@@ -41,15 +41,6 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture(scope="module")
-def host() -> Iterator[KernelHost]:
-    reason = KernelHost.tap_available()
-    if reason is not None:
-        pytest.skip(reason)
-    with KernelHost("sidecar") as host:
-        yield host
-
-
 @pytest.fixture
 def listener(host: KernelHost) -> Iterator[socket.socket]:
     """A listening socket of the kernel at the other end."""

@@ -7,21 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 from sidecar import SIDECAR_IP, Sidecar, SidecarError, joined_sidecars, tap_sidecar
 
 from machnet.sim import KernelHost
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[KernelHost]:
-    reason = KernelHost.tap_available()
-    if reason is not None:
-        pytest.skip(reason)
-    with KernelHost("sidecar") as host:
-        yield host
 
 
 def test_a_sidecar_on_a_tap_is_ready_and_ends_in_peace(host: KernelHost) -> None:

@@ -6,11 +6,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tcp_tool import TIMEOUT_S, Tool, tools
+from tcp_tool import TIMEOUT_S, Tool, serving, tools
 
 from machnet.sim import KernelHost
 
@@ -56,28 +55,8 @@ class Lab:
     @contextlib.contextmanager
     def serve(self, handle: Callable[[socket.socket], Any]) -> Iterator[None]:
         """While entered, one connection to the Linux host is handled in Python."""
-        failures: list[BaseException] = []
-
-        def run(listener: socket.socket) -> None:
-            try:
-                with listener.accept()[0] as sock:
-                    sock.settimeout(TIMEOUT_S)
-                    handle(sock)
-            except (ConnectionError, EOFError):
-                pass  # the client has what it wanted
-            except BaseException as error:
-                failures.append(error)
-
-        with self.listen() as listener:
-            thread = threading.Thread(target=run, args=(listener,))
-            thread.start()
-            try:
-                yield
-            finally:
-                # Ends a wait for a client that never came.
-                listener.shutdown(socket.SHUT_RDWR)
-                thread.join(TIMEOUT_S)
-        assert failures == []
+        with self.listen() as listener, serving(listener, handle):
+            yield
 
 
 def to_kernel(*args: str) -> list[str]:

@@ -173,34 +173,39 @@ def client_args(port: int, *args: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def peers() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
-    """Yields what starts a server that handles one connection in Python, and returns its port."""
-    threads: list[threading.Thread] = []
-    listeners: list[socket.socket] = []
+def serving(listener: socket.socket, handle: Callable[[socket.socket], Any]) -> Iterator[None]:
+    """While entered, one connection to a listening socket is handled in a thread."""
     failures: list[BaseException] = []
 
-    def start(handle: Callable[[socket.socket], None]) -> int:
-        listener = socket.create_server(("127.0.0.1", 0))
-        listeners.append(listener)
+    def serve() -> None:
+        try:
+            with listener.accept()[0] as sock:
+                sock.settimeout(TIMEOUT_S)
+                handle(sock)
+        except (ConnectionError, EOFError):
+            pass  # the client has what it wanted
+        except BaseException as error:
+            failures.append(error)
 
-        def serve() -> None:
-            try:
-                with listener.accept()[0] as sock:
-                    sock.settimeout(TIMEOUT_S)
-                    handle(sock)
-            except (ConnectionError, EOFError):
-                pass  # the client has what it wanted
-            except BaseException as error:
-                failures.append(error)
-
-        threads.append(threading.Thread(target=serve))
-        threads[-1].start()
-        return listener.getsockname()[1]
-
-    yield start
-    for listener, thread in zip(listeners, threads, strict=True):
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
         # Ends a wait for a client that never came.
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(TIMEOUT_S)
-        listener.close()
     assert failures == []
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[Callable[[Callable[[socket.socket], None]], int]]:
+    """Yields what starts a server that handles one connection in Python, and returns its port."""
+    with contextlib.ExitStack() as stack:
+
+        def start(handle: Callable[[socket.socket], None]) -> int:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            stack.enter_context(serving(listener, handle))
+            return listener.getsockname()[1]
+
+        yield start
