@@ -5,6 +5,9 @@
  * does not own, chains that go in circles, flows of others. The engine may only close its channel;
  * an honest channel beside it must go on exchanging data with a peer, and nothing may be left when
  * both are gone.
+ *
+ * fuzz_channel_lanes: the channel has two lanes, of two engines. The nonsense is in the first one
+ * and in the header, and the honest one is the second: its engine must not notice anything.
  */
 #include "fz_app.h"
 
@@ -21,6 +24,8 @@ struct fuzz {
     struct fz_in in;
     struct fz_host host;
     struct fz_peer peer;
+    struct fz_host other; /* of the second lane; the honest channel's */
+    struct fz_peer other_peer;
     struct fz_app good;
     struct mn_chan_geometry geo;
     struct mn_lane_layout layout;
@@ -32,6 +37,17 @@ static void step(struct fuzz *z)
 {
     fz_host_poll(&z->host);
     fz_peer_read(&z->peer, true);
+    if (FZ_CHAN_LANES) {
+        z->other.now_ns = z->host.now_ns;
+        fz_host_poll(&z->other);
+        fz_peer_read(&z->other_peer, true);
+    }
+}
+
+/* The honest channel's peer. */
+static struct fz_peer *good_peer(struct fuzz *z)
+{
+    return FZ_CHAN_LANES ? &z->other_peer : &z->peer;
 }
 
 /* ---- the honest channel: a stream whose peer is played by hand ---- */
@@ -39,8 +55,10 @@ static void step(struct fuzz *z)
 static struct fz_conn *good_conn(struct fuzz *z)
 {
     for (uint32_t i = 0; i < FZ_CONNS; i++) {
-        if (z->peer.conns[i].used && z->peer.conns[i].port == PEER_PORT) {
-            return &z->peer.conns[i];
+        struct fz_conn *c = &good_peer(z)->conns[i];
+
+        if (c->used && c->port == PEER_PORT) {
+            return c;
         }
     }
     return NULL;
@@ -50,20 +68,21 @@ static void good_open(struct fuzz *z)
 {
     struct fz_seg syn = {.flags = MN_TCP_SYN, .seq = UINT32_MAX, .wnd = 0xffff};
     struct fz_seg ack = {.flags = MN_TCP_ACK, .wnd = 0xffff};
+    struct fz_peer *p = good_peer(z);
 
     fz_app_listen(&z->good, 0, 4);
     step(z);
     fz_app_results(&z->good);
-    z->peer.conns[0] = (struct fz_conn){.used = true,
-                                        .ip = FZ_PEER_IP,
-                                        .port = PEER_PORT,
-                                        .engine_port = FZ_PORT_FIRST,
-                                        .p_iss = UINT32_MAX};
-    fz_peer_send(&z->peer, &z->peer.conns[0], &syn);
+    p->conns[0] = (struct fz_conn){.used = true,
+                                   .ip = FZ_PEER_IP,
+                                   .port = PEER_PORT,
+                                   .engine_port = FZ_PORT_FIRST,
+                                   .p_iss = UINT32_MAX};
+    fz_peer_send(p, &p->conns[0], &syn);
     step(z);
-    ack.seq = z->peer.conns[0].ack;
-    ack.ack = z->peer.conns[0].nxt;
-    fz_peer_send(&z->peer, &z->peer.conns[0], &ack);
+    ack.seq = p->conns[0].ack;
+    ack.ack = p->conns[0].nxt;
+    fz_peer_send(p, &p->conns[0], &ack);
     step(z);
     step(z);
     fz_app_results(&z->good);
@@ -85,7 +104,7 @@ static void good_round(struct fuzz *z)
     uint32_t sent = c->nxt;
 
     z->rounds++;
-    fz_peer_send(&z->peer, c, &data);
+    fz_peer_send(good_peer(z), c, &data);
     step(z);
     step(z);
     fz_app_receive(&z->good, ROUND_LEN);
@@ -95,7 +114,7 @@ static void good_round(struct fuzz *z)
     step(z);
     FZ_CHECK(c->nxt == sent + ROUND_LEN && c->ack == data.seq + ROUND_LEN);
     struct fz_seg ack = {.flags = MN_TCP_ACK, .wnd = 0xffff, .seq = c->ack, .ack = c->nxt};
-    fz_peer_send(&z->peer, c, &ack);
+    fz_peer_send(good_peer(z), c, &ack);
     step(z);
 }
 
@@ -235,7 +254,8 @@ static struct mn_ring_idx *ring(const struct fuzz *z, uint8_t b)
 /*
  * Moves an index: either side's, of any ring. More than a whole ring of news is a lie, once the
  * engine looks: it does so only when it has read all that it knew of, and by then the same index
- * may be a possible one.
+ * may be a possible one. Nor does it see one that was moved back into what it is reading: there it
+ * rests, as if that was all.
  */
 static void poke_index(struct fuzz *z)
 {
@@ -247,7 +267,9 @@ static void poke_index(struct fuzz *z)
 
     atomic_store(word, (b & 2) != 0 ? fz_u32(&z->in) : atomic_load(word) + fz_delta(&z->in));
     for (uint32_t i = 0; i < MN_ARRAY_LEN(read); i++) {
-        if (atomic_load(&read[i]->idx->tail) - read[i]->limit > read[i]->mask + 1) {
+        uint32_t tail = atomic_load(&read[i]->idx->tail), limit = read[i]->limit;
+
+        if (tail - limit > read[i]->mask + 1 && tail - read[i]->pos > limit - read[i]->pos) {
             must_die(z);
         }
     }
@@ -263,13 +285,14 @@ static void drain(struct fuzz *z)
     }
 }
 
-/* Any bytes anywhere in what is shared, but the header, which nobody reads twice. */
+/* Any bytes anywhere in what is shared. */
 static void poke_bytes(struct fuzz *z)
 {
     uint32_t off = fz_u16(&z->in), n = 1 + (fz_u8(&z->in) & 31);
+    uint32_t hdr = FZ_CHAN_LANES ? sizeof(struct mn_chan_hdr) : 0;
 
-    off = off * 8 % ((uint32_t)z->layout.tx_pool_off - n);
-    fz_bytes(&z->in, lane_at(z, off), n);
+    off = off * 8 % (hdr + (uint32_t)z->layout.tx_pool_off - n);
+    fz_bytes(&z->in, lane_at(z, 0) - hdr + off, n);
 }
 
 /* A segment for the hostile application's connections, so that it has some that live. */
@@ -316,14 +339,21 @@ static void op_peer(struct fuzz *z)
     step(z);
 }
 
+static uint64_t next_deadline(const struct fuzz *z)
+{
+    uint64_t at = mn_engine_deadline(z->host.e);
+
+    return FZ_CHAN_LANES ? mn_min_u64(at, mn_engine_deadline(z->other.e)) : at;
+}
+
 static void op_time(struct fuzz *z)
 {
     static const uint64_t steps_us[] = {1, 1000, 40000, 200000, 1000000, 10000000, 60000000, 1};
     uint64_t until = z->host.now_ns + steps_us[fz_u8(&z->in) & 7] * 1000;
 
     /* A channel that has something for the engine and is not served keeps it busy: allowed. */
-    for (uint32_t n = 0; n < 200 && mn_engine_deadline(z->host.e) <= until; n++) {
-        z->host.now_ns = mn_max_u64(z->host.now_ns, mn_engine_deadline(z->host.e));
+    for (uint32_t n = 0; n < 200 && next_deadline(z) <= until; n++) {
+        z->host.now_ns = mn_max_u64(z->host.now_ns, next_deadline(z));
         step(z);
     }
     z->host.now_ns = mn_max_u64(z->host.now_ns, until);
@@ -385,15 +415,43 @@ static void finish(struct fuzz *z)
 
     good_round(z);
     FZ_CHECK(stats->lane_errors <= 1 && mn_app_dead(fz_app_chan(&z->good)) == 0);
-    fz_chan_detach(h, GOOD, 0);
+    fz_chan_detach(z->good.h, GOOD, 0);
     h->chans[BAD].app = NULL; /* never used: the memory was the hostile application's */
     FZ_CHECK(mn_engine_detach(h->e, h->chans[BAD].lane, (z->rounds & 1) != 0 ? 0 : 1000) == 0);
-    for (uint64_t until = h->now_ns + 3600 * MN_NS_PER_S; mn_engine_deadline(h->e) <= until;) {
-        h->now_ns = mn_max_u64(h->now_ns, mn_engine_deadline(h->e));
+    for (uint64_t until = h->now_ns + 3600 * MN_NS_PER_S; next_deadline(z) <= until;) {
+        h->now_ns = mn_max_u64(h->now_ns, next_deadline(z));
         step(z);
         FZ_CHECK(z->rounds++ < END_PASSES);
     }
+    if (FZ_CHAN_LANES) { /* before the memory goes, which is the other one's */
+        FZ_CHECK(mn_engine_stats(z->other.e)->lane_errors == 0);
+        fz_host_close(&z->other);
+    }
     fz_host_close(h);
+}
+
+/* The honest channel: one of its own, or the second lane of the hostile one's memory. */
+static void open_channels(struct fuzz *z, struct mn_config *cfg)
+{
+    struct mn_chan_geometry good = {1, 512, 16, 16, 4, 16};
+    struct fz_host *h = &z->host;
+    const uint8_t mac[6] = {2, 0, 0, 0, 1, 2};
+
+    fz_chan_geometry(&z->in, &z->geo);
+    z->geo.n_lanes = FZ_CHAN_LANES ? 2 : 1;
+    FZ_CHECK(mn_chan_layout(&z->geo, &z->layout) == 0);
+    fz_chan_open(&z->host, BAD, &z->geo);
+    if (FZ_CHAN_LANES) {
+        cfg->ip = FZ_IP(4);
+        fz_host_open(&z->other, cfg, 1500, 0);
+        FZ_CHECK(mn_engine_neighbor(z->other.e, FZ_PEER_IP, mac) == 0);
+        fz_peer_open(&z->other_peer, &z->other);
+        fz_chan_open_lane(&z->other, GOOD, &h->chans[BAD], 1);
+        h = &z->other;
+    } else {
+        fz_chan_open(h, GOOD, &good);
+    }
+    fz_app_open(&z->good, h, GOOD);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -402,7 +460,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct fuzz z;
     struct mn_config cfg;
-    struct mn_chan_geometry good = {1, 512, 16, 16, 4, 16};
     const uint8_t mac[6] = {2, 0, 0, 0, 1, 2};
 
     z = (struct fuzz){.in = {data, data + size}, .flow = MN_FLOW_NONE};
@@ -414,11 +471,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     fz_host_open(&z.host, &cfg, 1500, 0);
     FZ_CHECK(mn_engine_neighbor(z.host.e, FZ_PEER_IP, mac) == 0);
     fz_peer_open(&z.peer, &z.host);
-    fz_chan_geometry(&z.in, &z.geo);
-    FZ_CHECK(mn_chan_layout(&z.geo, &z.layout) == 0);
-    fz_chan_open(&z.host, BAD, &z.geo);
-    fz_chan_open(&z.host, GOOD, &good);
-    fz_app_open(&z.good, &z.host, GOOD);
+    open_channels(&z, &cfg);
     good_open(&z);
     for (uint32_t n = 0; n < OPS_MAX && fz_more(&z.in); n++) {
         op(&z);

@@ -157,24 +157,41 @@ void fz_chan_geometry(struct fz_in *in, struct mn_chan_geometry *geo)
     };
 }
 
+/* The engine's and the application's side of a lane of memory that is there. */
+static void chan_attach(struct fz_host *h, struct fz_chan *c, uint32_t index)
+{
+    uint64_t priv_bytes = mn_lane_priv_bytes(&c->geo), mem_bytes = mn_app_bytes(&c->geo);
+    int lane;
+
+    c->priv = aligned(priv_bytes, priv_bytes);
+    c->mem = aligned(mem_bytes, 0);
+    FZ_CHECK(mn_app_open_lane(&c->app, c->mem, mem_bytes, c->region, c->region_bytes, index, NULL,
+                              NULL) == 0);
+    lane = mn_engine_attach_lane(h->e, c->region, c->region_bytes, index, c->priv, priv_bytes);
+    FZ_CHECK(lane >= 0);
+    c->lane = (uint32_t)lane;
+}
+
 void fz_chan_open(struct fz_host *h, uint32_t i, const struct mn_chan_geometry *geo)
 {
     struct fz_chan *c = &h->chans[i];
     struct mn_lane_layout layout;
-    uint64_t priv_bytes = mn_lane_priv_bytes(geo), mem_bytes = mn_app_bytes(geo);
-    int lane;
 
     c->geo = *geo;
     c->region_bytes = mn_chan_bytes(geo);
     FZ_CHECK(mn_chan_layout(geo, &layout) == 0);
     c->region = aligned(c->region_bytes, sizeof(struct mn_chan_hdr) + layout.tx_pool_off);
-    c->priv = aligned(priv_bytes, priv_bytes);
-    c->mem = aligned(mem_bytes, 0);
     FZ_CHECK(mn_chan_format(c->region, c->region_bytes, geo) == 0);
-    FZ_CHECK(mn_app_open(&c->app, c->mem, mem_bytes, c->region, c->region_bytes, NULL, NULL) == 0);
-    lane = mn_engine_attach(h->e, c->region, c->region_bytes, c->priv, priv_bytes);
-    FZ_CHECK(lane >= 0);
-    c->lane = (uint32_t)lane;
+    chan_attach(h, c, 0);
+}
+
+void fz_chan_open_lane(struct fz_host *h, uint32_t i, const struct fz_chan *of, uint32_t index)
+{
+    struct fz_chan *c = &h->chans[i];
+
+    *c = (struct fz_chan){
+        .geo = of->geo, .region = of->region, .region_bytes = of->region_bytes, .borrowed = true};
+    chan_attach(h, c, index);
 }
 
 void fz_chan_detach(struct fz_host *h, uint32_t i, uint32_t linger_ms)
@@ -198,7 +215,9 @@ bool fz_chan_reap(struct fz_host *h, uint32_t i)
     if (c->app != NULL || mn_engine_lane_free(h->e, c->lane) != 1) {
         return false;
     }
-    free(c->region);
+    if (!c->borrowed) {
+        free(c->region);
+    }
     free(c->priv);
     free(c->mem);
     *c = (struct fz_chan){0};

@@ -19,6 +19,7 @@ struct fz_chan {
     void *priv, *mem;
     uint64_t region_bytes;
     uint32_t lane;
+    bool borrowed; /* the memory is another channel's, which goes later */
 };
 
 struct fz_host {
@@ -39,6 +40,8 @@ void fz_host_config_mnp(struct fz_in *in, struct mn_config *cfg);
 void fz_host_open(struct fz_host *h, const struct mn_config *cfg, uint32_t mtu, uint8_t caps);
 void fz_chan_geometry(struct fz_in *in, struct mn_chan_geometry *geo);
 void fz_chan_open(struct fz_host *h, uint32_t i, const struct mn_chan_geometry *geo);
+/* Lane `index` of a channel's memory, with this engine. */
+void fz_chan_open_lane(struct fz_host *h, uint32_t i, const struct fz_chan *of, uint32_t index);
 /* Detaches: the memory goes once the engine says so (fz_chan_reap). */
 void fz_chan_detach(struct fz_host *h, uint32_t i, uint32_t linger_ms);
 bool fz_chan_reap(struct fz_host *h, uint32_t i);

@@ -30,6 +30,7 @@ HARNESSES = {
     "fuzz_mnp": 4_000,
     "fuzz_mnp_pair": 600,
     "fuzz_channel": 6_000,
+    "fuzz_channel_lanes": 1_500,
     "fuzz_wire": 200_000,
     "fuzz_client": 6_000,
     "fuzz_lanes": 4_000,
@@ -184,6 +185,7 @@ def merge(fuzzers: list[Fuzzer], more: list[Path]) -> None:
             for script in SEEDS:
                 run([sys.executable, HERE / script, seeds])
             sources = [seeds / fuzzer.name, *more, *known_inputs(fuzzer.name)]
+            sources = [folder for folder in sources if folder.is_dir()]
             fuzzer("-merge=1", "-use_counters=0", result, *sources)
             size = sum(path.stat().st_size for path in result.iterdir())
             if size > CORPUS_BYTES_MAX:
