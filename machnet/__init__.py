@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from machnet._lazy import named
+
 if TYPE_CHECKING:
     from machnet import aio
     from machnet.attach import attach
@@ -77,7 +79,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'machnet' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    value = named(home, name)
     globals()[name] = value
     return value
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import machnet
+import machnet._lazy
 from machnet import dpdk
 from machnet._native import ffi, lib
 
@@ -39,6 +42,26 @@ def test_under_tox_the_wheel_is_tested_and_not_the_checkout(repo: Path) -> None:
     code = "import machnet; print(machnet.__file__)"
     other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert Path(other.stdout.strip()).resolve().parent == package
+
+
+@pytest.mark.parametrize("name", ["machnet.Stack", "machnet.sim.Wire"])
+def test_sources_that_are_not_built_say_so(tmp_path: Path, name: str) -> None:
+    package = Path(machnet._lazy.__file__).resolve().parent
+    shutil.copytree(
+        package, tmp_path / "machnet", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
+    # Without `site`, which knows where an editable install is; with what it needs besides.
+    path = os.pathsep.join([str(tmp_path), str(Path(msgspec.__file__).resolve().parents[1])])
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", f"import machnet, machnet.sim; {name}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert f"{tmp_path / 'machnet'} is not a built machnet" in result.stderr.splitlines()[-1]
 
 
 def test_the_sanitized_build_is_sanitized_and_no_other_is() -> None:
