@@ -275,8 +275,8 @@ class Reporter:
                 + ("" if self._parameters["verify"] else " (not checked: no --verify)")
                 + f", unanswered: {outcome.lost_msgs}"
             )
-        elif outcome.errors:
-            self.status(f"Faults of peers: {outcome.errors}")
+        elif faults := outcome.errors - (outcome.error is not None):  # that one is ours
+            self.status(f"Faults of peers: {faults}")
 
     def _write_json(self, event: str, fields: dict[str, Any]) -> None:
         head = {"event": event, "tool": self._tool, "role": self._role}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import pathlib
 import re
 import subprocess
@@ -16,6 +17,8 @@ from click.testing import CliRunner
 import machnet
 from machnet.cli import main as cli
 from machnet.cli import msg_gen
+from machnet.cli._report import Outcome, Reporter, Sample
+from machnet.cli._run import new_stats
 
 
 def test_version_names_the_package() -> None:
@@ -110,3 +113,12 @@ def test_lines_that_cannot_be_written_end_a_run_without_a_traceback() -> None:
             check=False,
         )
     assert (run.returncode, run.stderr) == (1, "tcp_msg_gen: No space left on device\n")
+
+
+@pytest.mark.parametrize(("errors", "line"), [(1, None), (3, "Faults of peers: 2")])
+def test_a_servers_own_failure_is_not_its_peers(errors: int, line: str | None) -> None:
+    out = io.StringIO()
+    reporter = Reporter("msg_gen", "server", {}, as_json=False, out=out, err=io.StringIO())
+    outcome = Outcome("failure", 1.0, errors=errors, error="the sidecar has ended", ok=False)
+    reporter.final(Sample.of(new_stats(), 1.0, keep=True), outcome, 1)
+    assert ([text for text in out.getvalue().splitlines() if "Faults" in text] or [None]) == [line]
