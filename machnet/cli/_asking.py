@@ -72,6 +72,11 @@ def _fail(command: str, error: OSError) -> None:
     sys.exit(1)
 
 
+def printable(text: str) -> str:
+    """What an application calls itself, for a terminal: it may hold anything, also what terminals obey."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def bytes_text(count: float) -> str:
     """A number of bytes, short."""
     for unit in ("", "K", "M", "G"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from machnet.cli._asking import asking, pick, socket_option
+from machnet.cli._asking import asking, pick, printable, socket_option
 from machnet.cli._flags import GflagsCommand, Integer
 
 
@@ -20,7 +20,7 @@ def _address(pair: list[Any]) -> str:
 def _owner(row: dict[str, Any]) -> str:
     if row["pid"] is None:
         return "-"
-    return f"{row['name'] or '?'},pid={row['pid']},channel={row['channel']}"
+    return f"{printable(row['name'] or '?')},pid={row['pid']},channel={row['channel']}"
 
 
 def details(row: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from machnet.cli._asking import asking, bytes_text, socket_option
+from machnet.cli._asking import asking, bytes_text, printable, socket_option
 from machnet.cli._flags import GflagsCommand, Integer, Seconds
 from machnet.cli.stat import changes
 from machnet.sidecar.asking import Asking
@@ -90,7 +90,7 @@ def _applications(sockets: list[dict[str, Any]], channels: list[dict[str, Any]])
     return [
         [
             str(pid or "-"),
-            str(name or "-"),
+            printable(name or "-"),
             *(str(row[key]) for key in ("channels", "listeners", "flows")),
             *(bytes_text(row[key]) for key in ("recv", "send")),
             str(row["retransmits"]),
@@ -129,7 +129,8 @@ def render(
     rows = _applications(sockets, channels)
     room = max(lines - 10 - engines.row_count, 1)
     for row in rows[:room]:
-        table.add_row(*row)
+        # As text: a name in brackets is not markup.
+        table.add_row(*map(Text, row))
     more = Text(f"... and {len(rows) - room} more") if len(rows) > room else Text("q: quit")
     return Group(Text(head, style="bold"), engines, table, more)
 

@@ -167,6 +167,21 @@ def test_stat_of_an_engine_that_is_not_there_is_refused(scene: Scene) -> None:
     assert scene.command("stat", "--count=1").returncode == 2
 
 
+def test_what_an_application_calls_itself_is_shown_and_not_obeyed(scene: Scene) -> None:
+    with machnet.attach(scene.sidecar.socket, name="a\n\x1b[2J[/b]") as other:
+        other.listen(SIDECAR_IP, PORT + 1, protocol="tcp")
+        (row,) = [
+            line
+            for line in scene.command("ss", "-l").stdout.splitlines()
+            if f"{SIDECAR_IP}:{PORT + 1}" in line
+        ]
+        assert f"  a\\n\\x1b[2J[/b],pid={os.getpid()}," in row
+        result = scene.command("top", "--count=1")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "a\\n\\x1b[2J[/b] " in result.stdout
+    assert "\x1b" not in result.stdout
+
+
 def test_top_without_a_terminal_prints_pictures(scene: Scene) -> None:
     result = scene.command("top", "--count=2", "--interval=0.1")
     assert result.returncode == 0, result.stderr
