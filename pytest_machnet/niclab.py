@@ -14,13 +14,13 @@ import errno
 import ipaddress
 import itertools
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from machnet.leftovers import run_directory
 from pytest_machnet import peers, report
 from pytest_machnet.labs import Lab, LeakError
 from pytest_machnet.options import KNOBS
@@ -143,7 +143,7 @@ class NicLab(Lab):
         try:
             self._check_fixtures()
             if case.settings["pcap"] != "never":
-                made = self._exits.enter_context(tempfile.TemporaryDirectory("machnet-pcap"))
+                made = self._exits.enter_context(run_directory("pcap"))
                 self._captures = Path(made)
         except BaseException:
             self._exits.close()

@@ -39,6 +39,7 @@ PYTHON_ONLY = [
     "unit/test_nicstr.py",
     "unit/test_pkt_collect.py",
     "unit/test_pkt_parser.py",
+    "unit/test_prune.py",
     "unit/test_sleep_protocol.py",
 ]
 collect_ignore = PYTHON_ONLY if SANITIZED else []

@@ -9,13 +9,13 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import machnet
+from machnet.leftovers import run_directory
 from machnet.sim.kernel_host import KernelHost
 
 #: How long a process may take to start, or to end, in seconds.
@@ -67,7 +67,7 @@ class DemoSidecar:
         cpu: int | None,
     ) -> None:
         with contextlib.ExitStack() as cleanup:
-            directory = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="mn-demo-"))
+            directory = cleanup.enter_context(run_directory("demo"))
             self.ip = ip
             self.socket = f"{directory}/ctrl.sock"
             self._log = cleanup.enter_context((Path(directory) / "log").open("w+b"))

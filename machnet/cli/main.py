@@ -23,6 +23,7 @@ COMMANDS = {
     "capture": ("machnet.cli.capture", "Record what passes the NIC of a sidecar."),
     "check": ("machnet.cli.check", "Check the configuration of a sidecar."),
     "nic": ("machnet.cli.nic", "NICs: list them, take them from the kernel, give them back."),
+    "prune": ("machnet.cli.prune", "Remove what killed processes have left."),
     "run": ("machnet.cli.run", "Run the sidecar: it owns the NIC, applications attach to it."),
     "ss": ("machnet.cli.ss", "List the connections of a sidecar."),
     "stat": ("machnet.cli.stat", "Show the counters of a sidecar."),

@@ -27,7 +27,7 @@ from machnet.dpdk.records import RUN, Former, Owner, Record, forget, load_all, o
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["Machine", "bind", "unbind", "used_for", "users"]
+__all__ = ["Machine", "bind", "orphans", "unbind", "used_for", "users"]
 
 _NO_IOMMU = (
     "vfio-pci needs an IOMMU, and the kernel has none for this NIC (VT-d or AMD-Vi in the firmware's "
@@ -454,6 +454,13 @@ def unbind(
                 _refuse(errno.EBUSY, device, f"process {owner.pid} has bound it for its run")
             _check_users(device, machine)
         return _give_back(device, record, machine)
+
+
+def orphans(machine: Machine | None = None) -> list[Record]:
+    """NICs that were bound for the run of a process that has ended, and not given back."""
+    machine = machine or Machine()
+    records = load_all(machine.run).values()
+    return [record for record in records if record.owner is not None and not record.owner.alive()]
 
 
 def _give_back(device: Device, record: Record | None, machine: Machine) -> list[str]:

@@ -11,7 +11,7 @@ import socket
 import stat
 from pathlib import Path
 
-__all__ = ["BusySocketError", "ControlSocket", "bound_socket"]
+__all__ = ["BusySocketError", "ControlSocket", "bound_socket", "is_stale", "remove_stale"]
 
 BACKLOG = 1024
 
@@ -60,6 +60,42 @@ def _remove_stale(path: str, kind: int) -> None:
         except OSError:
             pass  # its queue is full, or it is of another type: somebody is there
     raise BusySocketError(errno.EADDRINUSE, "another process serves on this socket", path)
+
+
+def is_stale(path: str) -> bool:
+    """Whether a socket's file was left by a process that has ended.
+
+    Raises:
+        OSError: It can't be looked at.
+    """
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return False
+    flags = socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_UNIX, flags) as probe:
+        # Of a socket of another type that is served the error is another one.
+        return probe.connect_ex(path) == errno.ECONNREFUSED
+
+
+def remove_stale(path: str) -> bool:
+    """Remove a socket's file that a process has left, and say whether that was so.
+
+    No sidecar can start on it in the meantime.
+
+    Raises:
+        OSError: It can't be removed.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    lock = os.open(f"{path}.lock", flags, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not is_stale(path):
+            return False
+        Path(path).unlink()
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
 
 
 class ControlSocket:
