@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from machnet import Stack
     from machnet.dpdk import Port as DpdkPort
     from machnet.sidecar.log import Log
 
@@ -18,6 +19,8 @@ __all__ = ["PORT_LEVELS", "PORT_STATS", "PortWatch", "describe", "route_log", "s
 _LOGGER = "machnet.dpdk"
 #: How often ports are looked at, in seconds: as often as the driver's own watcher does.
 _LOOK_S = 0.5
+#: Drivers that get what the kernel sends on this machine, before a card has filled in checksums.
+_FROM_THE_KERNEL = frozenset({"net_af_packet", "net_af_xdp"})
 
 #: What a port counts.
 PORT_STATS = {
@@ -128,19 +131,23 @@ def unroute_log(handler: logging.Handler) -> None:
 
 
 class PortWatch:
-    """A thread that logs when a port is unplugged or back, and when its link goes or comes.
+    """A thread that logs when a port is unplugged or back, when its link goes or comes, and checksums.
 
     Not the controller's loop: plugging a device in again may take a driver a while, and a question to it
     then waits as long.
 
     Args:
-        ports: Each with the name of its NIC. Without one there is no thread.
+        ports: Each with the name of its NIC, and its engines. Without one there is no thread.
         log: Where it is said.
     """
 
-    def __init__(self, ports: Sequence[tuple[str, DpdkPort]], log: Log) -> None:
+    def __init__(self, ports: Sequence[tuple[str, DpdkPort, Sequence[Stack]]], log: Log) -> None:
         self._ports, self._log = ports, log
-        self._seen = [(port.stats(), port.info()) for _, port in ports]
+        self._seen = [(port.stats(), port.info()) for _, port, _ in ports]
+        # By place: ports on which wrong checksums are still looked for.
+        self._unsure = {
+            at for at, (_, info) in enumerate(self._seen) if info["driver"] in _FROM_THE_KERNEL
+        }
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._work, name="machnet-ports", daemon=True)
         if ports:
@@ -148,10 +155,26 @@ class PortWatch:
 
     def _work(self) -> None:
         while not self._end.wait(_LOOK_S):
-            for at, (name, port) in enumerate(self._ports):
+            for at, (name, port, _) in enumerate(self._ports):
                 now = port.stats(), port.info()
                 self._compare(name, *self._seen[at], *now)
+                if at in self._unsure and now[0]["rx_frames"] > self._seen[at][0]["rx_frames"]:
+                    self._look_at_checksums(at)
                 self._seen[at] = now
+
+    def _look_at_checksums(self, at: int) -> None:
+        """The most usual reason why nobody gets an answer on a virtual pair, said once."""
+        name, _, stacks = self._ports[at]
+        wrong = sum(stack.stats()["drop_tcp_csum"] for stack in stacks)
+        if wrong:
+            self._unsure.remove(at)
+            self._log.warning(
+                "wrong_checksums",
+                nic=name,
+                segments=wrong,
+                remedy="a kernel at the other end of a virtual pair leaves them to a card: "
+                "ethtool -K INTERFACE tx off, there",
+            )
 
     def _compare(
         self,

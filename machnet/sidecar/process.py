@@ -103,7 +103,9 @@ class Sidecar:
                     metrics = MetricsServer(settings.metrics, engines, server.status)
                     cleanup.callback(metrics.close)
                     self._log.info("metrics", address=metrics.address)
-                watched = [(port.nic.name, port.dpdk) for port in engines.ports if port.dpdk]
+                watched = [
+                    (port.nic.name, port.dpdk, port.stacks) for port in engines.ports if port.dpdk
+                ]
                 cleanup.callback(PortWatch(watched, self._log).close)
             except (OSError, ValueError, MemoryError, DeadlockError) as error:
                 raise StartError(_text(error)) from error

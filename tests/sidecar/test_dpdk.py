@@ -272,6 +272,27 @@ def test_connections_outlive_a_nic_that_is_unplugged_and_back() -> None:
         assert port["levels"]["present"] == 1
 
 
+def test_checksums_that_the_other_end_leaves_out_are_said(veth: Veth) -> None:
+    with (
+        Sidecar(veth.nic, OUR_IP) as sidecar,
+        machnet.attach(sidecar.socket) as channel,
+        Peer(veth, ECHO_CLIENT) as peer,
+    ):
+        channel.listen(OUR_IP, PORT, "tcp")
+        echo(channel, peer)
+        veth.run("ethtool", "-K", veth.peer, "tx", "on")
+        peer.tell(OUR_IP, PORT, 1000, 1)
+        log = sidecar.wait_log("wrong_checksums")
+        assert f"warning wrong_checksums nic={veth.nic} segments=" in log
+        assert "ethtool -K INTERFACE tx off" in log
+        # The kernel sends again, and then they are right.
+        veth.run("ethtool", "-K", veth.peer, "tx", "off")
+        message = channel.recv(timeout=PATIENCE_S)
+        channel.send(message.flow, message.data, timeout=PATIENCE_S)
+        assert peer.hear() == "done"
+        assert sidecar.log().count("wrong_checksums") == 1
+
+
 # ---- how it ends, and how it does not begin ------------------------------------------------------
 
 
