@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from machnet._native import ffi, lib
 from machnet.cli._report import Outcome, Reporter, Sample
+from machnet.cli._stdout import forget_unwritten
 
 if TYPE_CHECKING:
     import click
@@ -65,6 +66,7 @@ def finish(ctx: click.Context, reporter: Reporter, go: Callable[[], int]) -> NoR
         raise  # who reads our lines has seen enough: click ends us without a word
     except OSError as error:
         reporter.error(error.strerror or str(error))
+        forget_unwritten()
         code = 1
     ctx.exit(code)
 

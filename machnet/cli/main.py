@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 import machnet
+from machnet.cli._stdout import forget_unwritten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +39,16 @@ COMMANDS = {
 
 class LazyGroup(click.Group):
     """A group that neither imports its commands to list them nor to run another one."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run to the end of the process; a full disk below standard output is said in one line."""
+        try:
+            return super().main(*args, **kwargs)
+        except (OSError, SystemExit):
+            if why := forget_unwritten():
+                print(f"machnet: standard output: {why}", file=sys.stderr)
+                sys.exit(1)
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands that are installed, sorted."""

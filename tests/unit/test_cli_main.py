@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 import re
 import subprocess
@@ -101,18 +102,30 @@ def test_a_file_that_cannot_be_made_is_named(tmp_path: pathlib.Path) -> None:
     assert f"msg_gen: {tmp_path}/no/x: No such file or directory\n" in result.output
 
 
-def test_lines_that_cannot_be_written_end_a_run_without_a_traceback() -> None:
-    code = "from machnet.cli.tcp_msg_gen import main; main()"
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("module", "options", "begin"),
+    [
+        ("tcp_msg_gen", ["--local_ip=127.0.0.1", "--local_port=0"], "tcp_msg_gen: "),
+        ("main", ["prune", "--dry_run"], "machnet: standard output: "),
+        ("main", ["nic", "--help"], "machnet: standard output: "),
+    ],
+)
+def test_lines_that_cannot_be_written_end_a_run_without_a_traceback(
+    module: str, options: list[str], begin: str, buffered: str
+) -> None:
+    code = f"from machnet.cli.{module} import main; main()"
     with pathlib.Path("/dev/full").open("w", encoding="utf-8") as full:
         run = subprocess.run(
-            [sys.executable, "-c", code, "--local_ip=127.0.0.1", "--local_port=0"],
+            [sys.executable, "-c", code, *options],
+            env={**os.environ, "PYTHONUNBUFFERED": buffered},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
             timeout=60,
             check=False,
         )
-    assert (run.returncode, run.stderr) == (1, "tcp_msg_gen: No space left on device\n")
+    assert (run.returncode, run.stderr) == (1, f"{begin}No space left on device\n")
 
 
 @pytest.mark.parametrize(("errors", "line"), [(1, None), (3, "Faults of peers: 2")])
