@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import sys
@@ -44,11 +45,15 @@ class LazyGroup(click.Group):
         """Run to the end of the process; a full disk below standard output is said in one line."""
         try:
             return super().main(*args, **kwargs)
-        except (OSError, SystemExit):
-            if why := forget_unwritten():
-                print(f"machnet: standard output: {why}", file=sys.stderr)
-                sys.exit(1)
-            raise
+        except (OSError, SystemExit) as error:
+            why = forget_unwritten()
+            # Without a buffer there is nothing left to write; other files would be named.
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+                why = str(error.strerror)
+            if not why:
+                raise
+            print(f"machnet: standard output: {why}", file=sys.stderr)
+            sys.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands that are installed, sorted."""
