@@ -147,6 +147,34 @@ def test_an_idle_engine_sleeps_although_it_was_kicked_for_nothing(lab):
         eventually(lambda: raw.flags.engine_sleeps == 1, "an engine that sleeps again")
 
 
+def test_nothing_of_others_is_in_its_memory(lab):
+    """E6: neither while another application talks through the same engine, nor in what comes after it."""
+    secret = b"what nobody else may read"
+    with hostile(lab) as (lent, raw):
+        mine = attach_fds([os.dup(fd) for fd in lent.fds])
+        my_flow = mine.connect(IP, IP, 90, "tcp")
+        with hostile(lab) as (theirs_lent, theirs_raw):
+            theirs = attach_fds([os.dup(fd) for fd in theirs_lent.fds])
+            theirs.listen(IP, 7000, "tcp")
+            flow = theirs.connect(IP, IP, 90, "tcp")
+            back = theirs.connect(IP, IP, 7000, "tcp")
+            for _ in range(50):
+                mine.send(my_flow, bytes(500), timeout=5)
+                theirs.send(flow, secret * 15, timeout=5)
+                theirs.send(back, secret * 15, timeout=5)
+                assert theirs.recv(timeout=5).data == secret * 15
+                lab.drain_sink()
+            lab.served()
+            assert secret in theirs_raw.content()
+            assert secret not in raw.content()
+            theirs.close()
+        with hostile(lab) as (_, next_raw):
+            assert secret not in next_raw.content()
+        assert secret not in raw.content()
+        mine.close()
+    lab.clean()
+
+
 def test_many_loans_are_given_and_taken_back(lab):
     """Attach and detach, without an application: nothing is left behind."""
     for _ in range(300):

@@ -154,6 +154,10 @@ class Raw:
         """Wake the engine, as one does who does not look whether it sleeps."""
         os.write(lent.fds[2], (1).to_bytes(8, "little"))
 
+    def content(self) -> bytes:
+        """All of it."""
+        return bytes(ffi.buffer(self.base, self._size))
+
     def close(self) -> None:
         """Let go of the memory: nothing else may be called after this."""
         ffi.release(self._pinned)

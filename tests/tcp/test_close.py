@@ -389,3 +389,20 @@ def test_any_state_silence_ends_it(tcp, make, write):
     usage = p.stack.usage()
     assert usage["tcbs"] == usage["half_open"] == usage["time_wait"] == usage["timers"] == 0
     assert p.state == "CLOSED"
+
+
+def test_time_wait_gives_way_to_new_connections(tcp):
+    """D10: ten times as many as there is room for: the oldest are forgotten, nobody is refused."""
+    p = tcp(flows_max=4)
+    listener = p.lab.listen()
+    for port in range(1000, 1040):
+        each = p.lab.peer(port=port)
+        each.listener = listener
+        tp.time_wait(each)
+        each.sock.close()
+        each.lab.collect()
+        assert p.stack.usage()["tcbs"] <= 4
+    assert p.lab.stat("drop_syn_table") == 0
+    assert p.stack.usage()["time_wait"] == 4
+    p.lab.advance(MSL_2_NS + SEC)
+    assert p.stack.usage()["tcbs"] == p.stack.usage()["time_wait"] == 0

@@ -203,3 +203,15 @@ def test_established_receiver_limited_window_is_used(tcp):
     p.expect("A", seq=1, len=MSS)
     p.send("A", wnd=65535)
     assert len(p.drain()) >= 9
+
+
+def test_slow_start_echoes_of_congestion_mean_nothing(tcp):
+    """G4: ECN was not agreed on: no segment says that it can be marked, ECE and CWR are not heard."""
+    p = sender(tcp(WIDE))
+    got = p.drain()
+    for i, seg in enumerate(got):
+        assert seg.raw.tos & 3 == 0
+        assert not set(seg.flags) & {"E", "C"}
+        p.send(("AE", "AC", "AEC")[i % 3], ack=seg.end)
+        assert len(p.drain()) == 2
+        assert p.info().cwnd == (11 + i) * MSS

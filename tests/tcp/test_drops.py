@@ -92,10 +92,12 @@ def test_established_ip_options(p, options):
 
 @pytest.mark.parametrize("words", [0, 1, 4])
 def test_established_data_offset_too_small(p, words):
+    """A4; also A5: what would be left for data is less than nothing."""
     dropped(p, p.make("A", data=20, doff=words), "drop_tcp_offset")
 
 
 def test_established_data_offset_beyond_the_segment(p):
+    """A4, A5."""
     dropped(p, p.make("A", data=20, doff=11), "drop_tcp_offset")
     dropped(p, p.make("A", doff=6), "drop_tcp_offset")
 
@@ -194,6 +196,16 @@ def test_established_ethertype(p, ethertype):
 def test_established_fragment(p, frag):
     """A10: no part of a packet is taken for a segment."""
     dropped(p, p.make("A", data=8, ip={"frag": frag}), "drop_ip_fragment")
+
+
+def test_established_fragment_flood(p):
+    """D8: overlapping ones, first ones without an end: nothing of any is kept."""
+    before = p.stack.usage()
+    with p.lab.counts(drop_ip_fragment=500):
+        for i in range(500):
+            more_and_offset = 0x2000 | i % 25
+            p.lab.inject(p.make("A", data=8, ip={"frag": more_and_offset, "ip_id": i // 25}))
+    assert p.stack.usage() == before
 
 
 def test_established_no_flags(p):

@@ -179,3 +179,18 @@ def test_closed_icmp_error_is_not_answered(tcp):
     icmp(p, 3, 3)
     p.lab.advance(10 * MS)
     assert p.lab.frames == []
+
+
+def test_closed_udp_port_unreachables_of_a_second_are_no_fixed_number(tcp):
+    """E7: as with RSTs (CVE-2020-25705's class)."""
+    p = tcp(icmp_per_s=100)
+    datagram = build_ip(struct.pack(">HHHH", 5000, 9, 8, 0), p.ip, STACK_IP, proto=17)
+    counts = []
+    for _ in range(10):
+        before = p.lab.stat("icmp_unreach_sent")
+        for _ in range(150):
+            p.lab.inject(build_eth(STACK_MAC, PEER_MAC, datagram))
+        counts.append(p.lab.stat("icmp_unreach_sent") - before)
+        p.lab.advance(SEC)
+    assert all(75 <= count <= 125 for count in counts)
+    assert len(set(counts)) >= 4

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import statistics
 
 import pytest
 import tcp_peer as tp
 from tcp_peer import PEER_IP, SEC, US, errno_of
+
+from machnet._native import ffi
 
 MOD = 1 << 32
 
@@ -167,3 +170,30 @@ def test_isn_option(labs):
         lab = labs(isn=isn)
         lab.listen()
         assert isn_of(lab, 1000) == isn
+
+
+def test_connect_no_port_is_left(labs):
+    """D11: who takes every port to one place is told so; to other places there are as many as ever."""
+    lab = labs()
+    sizes = {"flows_max": 4096, "ctl_slots": 4096, "tx_bufs": 16, "rx_bufs": 16}
+    greedy = [lab.stack.attach(**sizes) for _ in range(8)]
+    event = ffi.new("struct mn_ctl_evt *")
+    tokens = []
+    for channel in greedy:
+        tokens += [
+            (channel, channel._connect_start(tp.STACK_IP, PEER_IP, 80, "stream", None))
+            for _ in range(3600)
+        ]
+        lab.collect()
+        lab.frames.clear()
+        lab.log.clear()
+    refused = 0
+    for channel, token in tokens:
+        if channel._result(token, event):
+            assert event.status == -errno.EADDRNOTAVAIL
+            refused += 1
+    assert lab.stack.usage()["tcbs"] == len(tokens) - refused
+    assert 27_000 < len(tokens) - refused <= 28_232
+    sock = lab.socket()
+    assert errno_of(lambda: sock.connect((PEER_IP, 81))) == "EINPROGRESS"
+    assert [seg.dport for seg in lab.tcp_frames()] == [81]

@@ -442,3 +442,39 @@ def test_connect_neighbour_answers_late(lab):
     lab.advance(500 * MS)
     lab.answer_arp()
     assert [seg.flags for seg in lab.tcp_frames()] == [2]
+
+
+def test_listen_syn_flood(tcp):
+    """D1: it takes bounded memory and few answers; connections go on, and soon there is room again."""
+    p = tp.established(tcp(syn_backlog_max=8))
+    for port in range(1024, 3024):
+        p.lab.peer(port=port).send("S")
+        p.lab.advance(2 * MS)
+        if port % 100 == 0:
+            p.send("A", data=10)
+            assert p.read() == 10
+    assert p.stack.usage()["half_open"] <= 8
+    answers = [seg for seg in p.lab.tcp_frames() if seg.dport != p.port]
+    assert len(answers) <= 200  # of 2000
+    assert p.lab.stat("drop_syn_backlog") > 1900
+    # A peer that has not answered for 3 s gives way to a new one.
+    p.lab.advance(3 * SEC)
+    other = p.lab.peer(port=5000)
+    other.listener = p.listener
+    with p.lab.counts(tcp_half_open_evicted=1):
+        tp.established(other)
+    other.send("A", data=10)
+    assert other.read() == 10
+
+
+def test_closed_rsts_of_a_second_are_no_fixed_number(tcp):
+    """E7: the limit moves, so that who gets fewer than usual can't tell whom the others went to."""
+    p = tcp(rst_per_s=100)
+    counts = []
+    for _ in range(10):
+        for _ in range(150):
+            p.send("A", seq=1000, ack=77)
+        counts.append(len(p.drain()))
+        p.lab.advance(SEC)
+    assert all(75 <= count <= 125 for count in counts)
+    assert len(set(counts)) >= 4

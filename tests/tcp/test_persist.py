@@ -246,3 +246,19 @@ def test_zero_window_probe_from_the_peer(tcp):
     p = tp.established(tcp())
     p.send("A", data=b"x", seq=0)
     p.expect(**PURE_ACK, seq=1, ack=1, wnd=between(1, 65535))
+
+
+@pytest.mark.rows(123)
+def test_zero_window_orphan_ends(tcp):
+    """D6: a peer that answers every probe and never opens its window holds nothing without an owner."""
+    p = zero_window(tcp())
+    p.close()
+    limit_ns = p.stack.settings.user_timeout_ms * MS
+    end = p.lab.now + limit_ns + 2 * RTO_MAX_NS
+    while p.state != "CLOSED":
+        assert p.lab.now < end
+        p.lab.advance(SEC)
+        for _ in p.drain():
+            if p.state != "CLOSED":
+                p.send("A", ack=1, wnd=0)
+    assert p.stack.usage()["tcbs"] == 0

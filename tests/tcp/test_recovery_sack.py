@@ -480,3 +480,19 @@ def merge(pieces):
         else:
             out.append((left, right))
     return out
+
+
+@pytest.mark.rows(96)
+def test_established_dsack_undoes_nothing(tcp):
+    """G5: whatever it says was received twice: the window stays as the loss has left it."""
+    p = in_flight(tcp(SACK))
+    sack(p, 0, 1, 2, 3)
+    p.drain()
+    high = p.rcv_nxt
+    p.send("A", ack=high)
+    info = p.info()
+    p.drain()
+    for segment in range(8):
+        p.send("A", ack=high, sack=[(seq_of(segment), seq_of(segment + 1))])
+    assert (p.info().cwnd, p.info().ssthresh) == (info.cwnd, info.ssthresh)
+    assert p.lab.stat("tcp_fast_recoveries") == 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import itertools
 import socket
+import struct
 
 import pytest
 import tcp_peer as tp
 from tcp_peer import MS, SEC, Offer, would_block
+from tcp_segment import build_eth, build_ip
 
 MSS = 1460
 
@@ -313,3 +315,36 @@ def test_established_initial_window_setting(tcp):
     p = tp.established(tcp(initial_window=3))
     p.write(30 * MSS)
     assert len(p.drain()) == 3
+
+
+def test_frames_have_nothing_behind_them(tcp):
+    """E5: however the memory was used before, a frame is what its headers say, and not a byte more."""
+    p = tp.established(tcp(tp.FULL))
+    for _ in range(20):  # frames full of data, both ways
+        p.send("A", data=1400)
+        p.read()
+        p.write(14480)
+        p.drain()
+        p.send("A")
+    p.lab.frames.clear()
+    p.send("A", data=1)
+    p.lab.advance(50 * MS)
+    p.lab.peer(port=7).send("A", seq=5, ack=6)  # RST
+    ip = (p.ip, tp.STACK_IP)
+    echo = struct.pack(">BBHHH", 8, 0, 0xF7F8, 5, 2)
+    datagram = struct.pack(">HHHH", 5000, 9, 8, 0)
+    for proto, body in ((1, echo), (17, datagram)):
+        # Ethernet padding is not echoed, nor quoted.
+        packet = build_ip(body, *ip, proto=proto) + b"\xee" * 18
+        p.lab.inject(build_eth(tp.STACK_MAC, tp.PEER_MAC, packet))
+    question = struct.pack(">HHBBH", 1, 0x0800, 6, 4, 1) + tp.PEER_MAC + bytes([10, 0, 0, 1])
+    question += bytes(6) + bytes([10, 0, 0, 2]) + b"\xee" * 18
+    p.lab.inject(build_eth(tp.STACK_MAC, tp.PEER_MAC, question, 0x0806))
+    frames = [frame for _, frame in p.lab.frames]
+    kinds = {frame[12:14] + frame[23:24] * (frame[12] == 8 and frame[13] == 0) for frame in frames}
+    assert kinds == {b"\x08\x00\x06", b"\x08\x00\x01", b"\x08\x06"}
+    for frame in frames:
+        is_ip = frame[12:14] == b"\x08\x00"
+        assert len(frame) == 14 + (int.from_bytes(frame[16:18], "big") if is_ip else 28)
+        assert b"\xee\xee" not in frame
+    p.lab.tcp_frames()  # reads each, and wants zeros where the header is padded

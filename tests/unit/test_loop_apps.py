@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
 import pytest
+from shm_local import attached
 
 from machnet import FlowResetError, Stack
+from machnet._native import ffi, lib
+from machnet.config import ChannelSettings
 from machnet.sim import Wire
 
 if TYPE_CHECKING:
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from machnet import Channel, Flow
 
 IP, PORT = "10.0.0.2", 888
+LOUD = ChannelSettings(buf_bytes=512, tx_bufs=8192, rx_bufs=64, flows_max=16, ctl_slots=16)
 MIB = 1 << 20
 _PATTERN = bytes(range(251)) * 34_000
 
@@ -219,3 +224,33 @@ def test_an_outside_peer_at_the_same_time() -> None:
         assert got == {b"near" + pattern(50_000, n), b"far!" + pattern(50_000, n)}
     for stack in (inside, outside):
         stack.close(0)
+
+
+def test_a_noisy_application_takes_its_turn(stack: Stack) -> None:
+    """I10: thousands of messages of one are in its ring; another one's message does not wait for them."""
+    with contextlib.ExitStack() as exits:
+        # Lent channels: only `poll` lets the engine do anything.
+        ends = [exits.enter_context(attached(stack, settings=LOUD)) for _ in range(4)]
+        flows = []
+        for i in range(2):
+            assert lib.mn_chan_listen(ends[2 + i]._native, 0, 1000 + i, lib.MN_PROTO_TCP, 0) > 0
+            stack.poll()
+            token = ends[i]._connect_start(IP, IP, 1000 + i, "tcp", None)
+            event = ffi.new("struct mn_ctl_evt *")
+            while ends[i]._result(token, event) is None:
+                stack.poll()
+            flows.append(ends[i]._connect_finish(event, "connecting"))
+        loud, quiet, _, hears = ends
+        published = 0
+        while loud._try_send(flows[0], b".") is not None:
+            published += 1
+        assert published > 5000
+        assert quiet._try_send(flows[1], b"hello") is not None
+        assert stack.stats()["msgs_submitted"] == 0
+        passes = 0
+        while (message := hears.try_recv()) is None:
+            stack.poll()
+            passes += 1
+            assert passes < 5
+        assert message.data == b"hello"
+        assert stack.stats()["msgs_submitted"] <= passes * 256 + 1  # poll_descs
