@@ -347,4 +347,6 @@ def test_frames_have_nothing_behind_them(tcp):
         is_ip = frame[12:14] == b"\x08\x00"
         assert len(frame) == 14 + (int.from_bytes(frame[16:18], "big") if is_ip else 28)
         assert b"\xee\xee" not in frame
+    # An empty echo, and the header and 8 bytes of what found no port.
+    assert sorted(len(frame) for frame in frames if frame[23] == 1) == [42, 42 + 28]
     p.lab.tcp_frames()  # reads each, and wants zeros where the header is padded
