@@ -46,6 +46,11 @@ VIRTUAL_DRIVERS = (
 _NETWORK_CAPABILITIES = 1 << 12 | 1 << 13
 _MEMIF_SOCKET = "/run/memif.sock"
 _MEMIF_ALONE = "Failed to connect socket"
+_GROUP_TAKEN = "could not set PACKET_FANOUT"
+_GROUP_REMEDY = (
+    "net_af_packet numbers its group of sockets by process XOR interface, and another process may have "
+    "that number: start again, as a new process"
+)
 
 
 def _may_use_network() -> bool:
@@ -71,6 +76,8 @@ def refusal(code: int, name: str, why: str) -> EalError:
     made = eal.error(code, f"{name}: {why}", REMEDIES.get(code))
     if _MEMIF_ALONE in str(made.strerror):
         return _no_memif_server(name)
+    if _GROUP_TAKEN in str(made.strerror):
+        return EalError(errno.EADDRINUSE, f"{made.strerror}; {_GROUP_REMEDY}")
     return made
 
 

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -359,3 +360,15 @@ def test_a_forked_child_ends_and_does_nothing_to_the_ports_of_its_parent(how):
     assert done.returncode == 0, done.stderr
     said = "dpdk:net_null0 belongs to the process that this one was forked from"
     assert done.stdout.splitlines() == [said] * 3 + [str(errno.ECHILD)]
+
+
+def test_a_group_of_sockets_that_another_has(veth):
+    number = (os.getpid() ^ socket.if_nametoindex(veth.name)) & 0xFFFF
+    sol_packet, packet_fanout, everything = 263, 18, socket.htons(3)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, everything) as other:
+        other.bind(("lo", everything))
+        other.setsockopt(sol_packet, packet_fanout, number)
+        with pytest.raises(EalError, match="another process may have that number") as refused:
+            dpdk.open_port(veth.name)
+        assert refused.value.errno == errno.EADDRINUSE
+    dpdk.open_port(veth.name).close()

@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import itertools
 import os
+import random
 import socket
 import subprocess
 import threading
@@ -85,7 +86,10 @@ class Veth:
     def plug_in(self) -> None:
         """Make the pair."""
         count = ("numrxqueues", str(self.queues), "numtxqueues", str(self.queues))
-        sh("ip", "link", "add", self.name, *count, "type", "veth", "peer", self.peer, *count,
+        # net_af_packet numbers its sockets' group by process XOR interface: where both are small numbers
+        # in a row, as here, two processes may come to the same.
+        index = ("index", str(random.SystemRandom().randrange(1 << 12, 1 << 24)))
+        sh("ip", "link", "add", self.name, *index, *count, "type", "veth", "peer", self.peer, *count,
            "address", self.peer_mac, "netns", self.namespace)  # fmt: skip
         sh("ip", "link", "set", self.name, "mtu", str(self.mtu), "addrgenmode", "none", "up")
         self.run("ip", "link", "set", self.peer, "mtu", str(self.mtu), "addrgenmode", "none", "up")
